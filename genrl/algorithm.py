@@ -1,0 +1,116 @@
+"""An algorithm is a value: who draws, what the scores become, which networks learn from it and how often.
+
+``fit`` runs it and knows no algorithm by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from genrl.chain import Chain
+from genrl.policy import FlowPolicy
+from genrl.types import Batch, LossOutput
+
+
+class Loss(Protocol):
+    """Pure objective. ``requires``: the signals it reads. It may also offer ``diagnose(policy, batch) -> metrics``, called
+    once a round on fresh samples, before any update, and ``roles``, the roles it evaluates."""
+
+    requires: tuple[str, ...]
+
+    def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput: ...
+
+
+class Feedback(Protocol):
+    """Scores ``[B]`` and groups ``[B]`` of the whole round to named signals ``[B]``; its state is checkpointed."""
+
+    signals: tuple[str, ...]
+
+    def __call__(self, reward: Tensor, group: Tensor) -> dict[str, Tensor]: ...
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """When an update begins: at a round, or as soon as a metric exceeds a bound, whichever comes first."""
+
+    round: int = 0
+    metric: str | None = None
+    above: float = 0.0
+
+    def open(self, round_: int, metrics: Mapping[str, float]) -> bool:
+        return round_ >= self.round or (self.metric is not None and metrics.get(self.metric, -float("inf")) > self.above)
+
+
+@dataclass(frozen=True)
+class Update:
+    """How one role learns in each round.
+
+    Args:
+        role: whose weights; loss: its objective.
+        lr, weight_decay, betas: of AdamW; lr_warmup_updates: linear warm-up in optimiser steps.
+        passes: times each of the round's samples is visited, with fresh noise every time.
+        minibatch: samples per forward pass and process; accumulate: forward passes per optimiser step.
+        clip: bound of the gradient norm.
+    """
+
+    role: str
+    loss: Loss
+    lr: float
+    passes: int = 1
+    minibatch: int = 64
+    accumulate: int = 1
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    lr_warmup_updates: int = 0
+    clip: float = 1.0
+    start: Start = field(default_factory=Start)
+
+
+@dataclass(frozen=True)
+class Slow:
+    """``target <- decay * target + (1 - decay) * source``, every so many rounds, after the updates."""
+
+    target: str
+    source: str
+    decay: float = 0.0
+    every_rounds: int = 1
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``."""
+
+    chain: Chain
+    behaviour: str
+    feedback: Feedback
+    updates: tuple[Update, ...]
+    slow: tuple[Slow, ...] = ()
+    prompts: int = 8
+    group_size: int = 16
+    guidance: float = 1.0
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(update.role for update in self.updates))
+
+    def validate(self, policy: FlowPolicy) -> None:
+        """Raise ``ValueError`` where roles, signals or sizes do not fit together: before anything is sampled."""
+        wanted = {self.behaviour, *self.trained, *(role for s in self.slow for role in (s.target, s.source))}
+        wanted |= {role for update in self.updates for role in getattr(update.loss, "roles", ())}
+        if missing := wanted - set(policy.roles):
+            raise ValueError(f"the algorithm uses roles {sorted(missing)} that the policy lacks; it has {', '.join(policy.roles)}")
+        for update in self.updates:
+            if lacking := set(update.loss.requires) - set(self.feedback.signals):
+                raise ValueError(f"the loss of {update.role!r} requires {sorted(lacking)}; the feedback gives {', '.join(self.feedback.signals)}")
+            if not policy.parameters(update.role):
+                raise ValueError(f"role {update.role!r} is to be updated but has no trainable weights")
+            if update.lr <= 0 or update.passes < 1 or update.minibatch < 1 or update.accumulate < 1:
+                raise ValueError(f"the update of {update.role!r} needs a positive lr, and passes, minibatch and accumulate of at least 1")
+        if self.prompts < 1 or self.group_size < 2:
+            raise ValueError(f"a round needs at least one prompt and groups of at least 2 samples; got {self.prompts} x {self.group_size}")

@@ -1,0 +1,52 @@
+"""Discretised samplers, seen as Markov chains: from ``x`` at ``sigma`` and the velocity there to the law of ``x`` at ``sigma_next``.
+
+All arithmetic is float32 whatever the model's precision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from genrl.path import Sigma, expand
+
+
+@dataclass(frozen=True)
+class Step:
+    """The law of the next state: ``mean [B, ...]`` and ``std`` (0: deterministic)."""
+
+    mean: Tensor
+    std: Sigma = 0.0
+
+
+@runtime_checkable
+class Chain(Protocol):
+    """``sigmas``: levels from noise to data, strictly decreasing, ``T + 1`` of them; ``step``: the law of one transition."""
+
+    sigmas: tuple[float, ...]
+
+    def step(self, x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma) -> Step: ...
+
+
+def check_grid(sigmas: tuple[float, ...]) -> None:
+    """Raise ``ValueError`` unless the levels fall strictly from at most 1 to at least 0."""
+    falls = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    if len(sigmas) < 2 or not falls or sigmas[0] > 1 or sigmas[-1] < 0:
+        raise ValueError(f"sigmas must fall strictly, within [0, 1], over at least one step; got {list(sigmas)}")
+
+
+@dataclass(frozen=True)
+class OdeChain:
+    """Euler steps of the probability-flow ODE: ``x' = x + (sigma' - sigma) v``; what diffusers' FlowMatchEuler scheduler does."""
+
+    sigmas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_grid(self.sigmas)
+
+    def step(self, x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"], sigma: Sigma, sigma_next: Sigma) -> Step:
+        x = x.float()
+        return Step(x + (expand(sigma_next, x) - expand(sigma, x)) * v.float())

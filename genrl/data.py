@@ -1,0 +1,89 @@
+"""Prompt sets, and which prompts a round draws.
+
+A prompt file is ``.txt`` (a prompt a line), ``.jsonl`` (objects with "prompt", optionally "category", the rest is
+metadata) or ``.csv`` with a "prompt" column. ``shapes/train`` and ``shapes/held_out`` ship inside the package.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from importlib import resources
+from pathlib import Path
+
+from genrl import seeds
+from genrl.types import Prompt
+
+BUILT_IN = {name: ("genrl.worlds.shapes", f"assets/prompts/{name.split('/')[1]}.jsonl") for name in ("shapes/train", "shapes/held_out")}
+
+
+class PromptError(ValueError):
+    """A prompt set that cannot be used; the message says which and why."""
+
+
+def load_prompts(source: str | Path) -> list[Prompt]:
+    """Read a prompt set by built-in name or file path.
+
+    Raises:
+        PromptError: unknown name, missing file, a line that is no prompt, or nothing in it.
+    """
+    if str(source) in BUILT_IN:
+        package, name = BUILT_IN[str(source)]
+        path = Path(str(resources.files(package))) / name
+    else:
+        path = Path(source)
+    if not path.is_file():
+        near = difflib.get_close_matches(str(source), BUILT_IN, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"built in: {', '.join(BUILT_IN)}"
+        raise PromptError(f"no prompt file {str(path)!r}, nor a built-in set of that name; {hint}")
+    prompts = _READERS[path.suffix](path) if path.suffix in _READERS else _unknown(path)
+    if not prompts:
+        raise PromptError(f"{path}: no prompts in it; write at least one")
+    return prompts
+
+
+def _unknown(path: Path) -> list[Prompt]:
+    raise PromptError(f"{path}: prompt files end in {', '.join(_READERS)}")
+
+
+def _read_text(path: Path) -> list[Prompt]:
+    return [Prompt(line.strip()) for line in path.read_text("utf-8").splitlines() if line.strip()]
+
+
+def _prompt(record: object, where: str) -> Prompt:
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"].strip():
+        raise PromptError(f'{where}: wants an object with a non-empty "prompt", got {str(record)[:80]}')
+    return Prompt(record["prompt"], str(record.get("category") or ""), {k: v for k, v in record.items() if k != "prompt"})
+
+
+def _read_jsonl(path: Path) -> list[Prompt]:
+    prompts = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PromptError(f"{path}:{number}: not JSON ({error})") from None
+        prompts.append(_prompt(record, f"{path}:{number}"))
+    return prompts
+
+
+def _read_csv(path: Path) -> list[Prompt]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [_prompt(dict(row), f"{path}:{number}") for number, row in enumerate(csv.DictReader(file), start=2)]
+
+
+_READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".csv": _read_csv}
+
+
+def prompts_of_round(total: int, per_round: int, seed: int, round_: int) -> list[int]:
+    """Indices of the prompts of a round: a new shuffle each epoch, read off in order, across epoch borders."""
+    chosen, first = [], round_ * per_round
+    for position in range(first, first + per_round):
+        epoch, offset = divmod(position, total)
+        if not chosen or offset == 0:
+            order = seeds.permutation((seed, seeds.PROMPTS, epoch), total)
+        chosen.append(int(order[offset]))
+    return chosen

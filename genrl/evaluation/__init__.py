@@ -1,0 +1,1 @@
+"""Judging: fixed prompts and seeds to scores, diversity, statistics and a report."""

@@ -1,0 +1,299 @@
+"""The report of a run: one HTML file with everything inside, readable without a network, without JavaScript and on a phone.
+
+``write_report(run)`` reads what the trainer left in the run folder and writes ``run/report.html``. Needed are ``summary.json`` and two
+evaluations; ``metrics.jsonl``, ``versions.json``, ``config.yaml`` and the picture folders may be absent, and the page then says so.
+
+The prompt is the unit of every interval: images of one prompt are not independent. Tables and the verdict compare the first with the
+last full evaluation, on all prompts both have; curves use the prompts that *all* evaluations have, so that a curve never moves because its
+prompts changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from genrl.evaluation import hacking, plots
+from genrl.evaluation.plots import as_float, nanmean, number, signed
+from genrl.evaluation.statistics import bootstrap_interval, paired_gain
+
+PAIRS = 12  # before/after pairs per grid
+CHOICE_SEED = 0  # which prompts the random grid shows: fixed, so that nobody picks them
+
+Key = tuple[str, int]  # a prompt and how often it came before: lists may repeat a prompt
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One ``round-*.json``: P prompts, N images each; NaN = cannot score."""
+
+    round: int
+    images_seen: int
+    seed: int
+    images_per_prompt: int
+    keys: tuple[Key, ...]  # [P]
+    scores: dict[str, np.ndarray]  # name -> [P, N]
+    diversity: dict[str, np.ndarray]  # metric -> [P]
+    folder: Path | None  # the pictures, {prompt:05d}-{image}.png
+    rows: tuple[int, ...]  # [P] the prompt number in the picture names
+
+    def on(self, keys: Sequence[Key]) -> Evaluation:
+        """The same evaluation with only these prompts, in this order."""
+        place = {key: i for i, key in enumerate(self.keys)}
+        pick = [place[key] for key in keys]
+        scores = {name: values[pick] for name, values in self.scores.items()}
+        diversity = {name: values[pick] for name, values in self.diversity.items()}
+        return replace(self, keys=tuple(keys), scores=scores, diversity=diversity, rows=tuple(self.rows[i] for i in pick))
+
+
+def write_report(run: Path) -> Path:
+    """Write ``run/report.html`` from the files of a finished run and return its path."""
+    run = Path(run)
+    evaluations = read_evaluations(run)
+    if not (run / "summary.json").is_file():
+        raise FileNotFoundError(f"{run} has no summary.json: a report needs a run that finished")
+    summary = json.loads((run / "summary.json").read_text())
+    judge, proxy = summary["judge"], summary["proxy"]
+    first, last = on_common(full_ends(evaluations))
+    path = on_common(evaluations)
+    _check_paired(first, last, judge)
+    verdict = hacking.verdict(first.scores, last.scores, judge, proxy)
+    metrics = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines() if line.strip()]
+    versions = json.loads(_read(run / "versions.json") or "{}")
+    context = {
+        "name": run.resolve().name,
+        "summary": summary,
+        "outcome": outcome(summary),
+        "verdict": verdict,
+        "grids": picture_grids(first, last, judge),
+        "kept": as_float(summary.get("diversity_after")) / (summary.get("diversity_before") or math.nan),
+        "curves": curve_plots(path, metrics, judge, proxy),
+        "has_metrics": bool(metrics),
+        "curve_prompts": len(path[0].keys),
+        "prompts": len(first.keys),
+        "scores": score_rows(first, last),
+        "categories": category_rows(summary),
+        "category_plot": category_plot(summary),
+        "diversity_plot": diversity_plot(path, summary),
+        "hacking_plots": hacking.figures(
+            [e.scores for e in path], [f"round {e.round}" for e in path], first.scores, last.scores, judge, proxy
+        ),
+        "thresholds": {"gap": hacking.MATERIAL_GAP_Z, "rank": hacking.RANK_DROP},
+        "versions": versions,
+        "evaluation": first,
+        "prompts_hash": hashlib.sha256("\n".join(key[0] for key in first.keys).encode()).hexdigest()[:12],
+        "config": _read(run / "config.yaml"),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "signed": signed, "count": plots.count, "duration": plots.duration, "percent": plots.percent}
+    target = run / "report.html"
+    draft = target.with_suffix(".html.part")
+    draft.write_text(environment.get_template("report.html.j2").render(context), encoding="utf-8")
+    os.replace(draft, target)
+    return target
+
+
+def read_evaluations(run: Path) -> list[Evaluation]:
+    """All evaluations of a run, by round; at least the one before and the one after training."""
+    found = [_evaluation(run, json.loads(file.read_text())) for file in (run / "evaluations").glob("round-*.json")]
+    if len(found) < 2:
+        raise FileNotFoundError(f"{run / 'evaluations'} has {len(found)} round-*.json: a report compares at least two")
+    return sorted(found, key=lambda evaluation: evaluation.round)
+
+
+def full_ends(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """First and last evaluation over the whole held-out set; simply first and last if the run ended before the second of these."""
+    most = max(len(evaluation.keys) for evaluation in evaluations)
+    full = [evaluation for evaluation in evaluations if len(evaluation.keys) == most]
+    ends = full if len(full) > 1 else evaluations
+    return [ends[0], ends[-1]]
+
+
+def on_common(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """The evaluations reduced to the prompts that all of them have, in the order of the first."""
+    common = set.intersection(*(set(evaluation.keys) for evaluation in evaluations))
+    if not common:
+        raise ValueError(f"the evaluations of rounds {[e.round for e in evaluations]} have no prompt in common")
+    keys = [key for key in evaluations[0].keys if key in common]
+    return [evaluation.on(keys) for evaluation in evaluations]
+
+
+def _evaluation(run: Path, raw: dict[str, Any]) -> Evaluation:
+    seen: Counter[str] = Counter()
+    keys = []
+    for entry in raw["prompts"]:
+        keys.append((entry["prompt"], seen[entry["prompt"]]))
+        seen[entry["prompt"]] += 1
+    folder = run / raw["images"] if raw.get("images") else None
+    return Evaluation(
+        round=raw["round"],
+        images_seen=raw["images_seen"],
+        seed=raw["seed"],
+        images_per_prompt=raw["images_per_prompt"],
+        keys=tuple(keys),
+        scores={name: np.array(values, dtype=float) for name, values in raw["scores"].items()},  # null becomes NaN
+        diversity={name: np.array(values, dtype=float) for name, values in raw.get("diversity", {}).items()},
+        folder=folder if folder is not None and folder.is_dir() else None,
+        rows=tuple(range(len(keys))),
+    )
+
+
+def _check_paired(first: Evaluation, last: Evaluation, judge: str) -> None:
+    """Every "before and after" of the page is paired by prompt and seed; refuse to compare what is not."""
+    if judge not in first.scores:
+        raise ValueError(f"round {first.round} has no scores of the judge {judge!r}, only {sorted(first.scores)}")
+    for what in ("seed", "images_per_prompt"):
+        if getattr(first, what) != getattr(last, what):
+            raise ValueError(
+                f"rounds {first.round} and {last.round} are not paired: {what} {getattr(first, what)} and {getattr(last, what)}"
+            )
+    if first.scores.keys() != last.scores.keys() or first.diversity.keys() != last.diversity.keys():
+        raise ValueError(f"rounds {first.round} and {last.round} were not scored by the same rewards and diversity metrics")
+
+
+def _read(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def outcome(summary: dict[str, Any]) -> dict[str, str]:
+    """The judge's gain in words: ``rose``, ``fell`` or ``noise``, decided by whether the 95 % interval excludes zero."""
+    low, high = map(as_float, summary["judge_gain_ci95"])
+    if low > 0 or high < 0:
+        direction = "rose" if low > 0 else "fell"
+        return {"direction": direction, "verb": direction, "remark": "more than noise"}
+    return {"direction": "noise", "verb": "went", "remark": "not distinguishable from noise"}
+
+
+def score_rows(first: Evaluation, last: Evaluation) -> list[dict[str, Any]]:
+    """Every score and diversity metric before and after, with the paired gain and the share of prompts that got better (ties half)."""
+    rows = []
+    columns = {name: (hacking.prompt_means(first.scores[name]), hacking.prompt_means(last.scores[name])) for name in first.scores}
+    columns |= {f"diversity: {name}": (first.diversity[name], last.diversity[name]) for name in first.diversity}
+    for name, (before, after) in columns.items():
+        known = ~np.isnan(before) & ~np.isnan(after)
+        before, after = before[known], after[known]
+        row: dict[str, Any] = {"name": name, "prompts": int(known.sum())}
+        if row["prompts"]:
+            gain, low, high = paired_gain(before, after)
+            wins = float(((after > before) + 0.5 * (after == before)).mean())
+            row |= {"before": before.mean(), "after": after.mean(), "gain": gain, "low": low, "high": high, "wins": wins}
+        rows.append(row)
+    return rows
+
+
+def category_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """The categories of ``summary.json``, largest gain first."""
+    rows = [{"name": name, **row} for name, row in summary.get("per_category", {}).items()]
+    return sorted(rows, key=lambda row: (row["gain"] is None, -as_float(row["gain"])))
+
+
+def picture_grids(first: Evaluation, last: Evaluation, judge: str) -> list[dict[str, Any]]:
+    """Three grids of before/after pairs at the same seed: drawn at random, best gains, worst losses (at most one pair per prompt)."""
+    files0, files1 = _files(first), _files(last)
+    shared = files0.keys() & files1.keys()
+    if not shared:
+        return []
+    gain = np.full(first.scores[judge].shape, np.nan)  # [P, N]
+    for p, n in shared:
+        gain[p, n] = last.scores[judge][p, n] - first.scores[judge][p, n]
+
+    def pair(p: int, n: int) -> dict[str, Any]:
+        return {
+            "prompt": first.keys[p][0],
+            "before": first.scores[judge][p, n],
+            "after": last.scores[judge][p, n],
+            "before_image": plots.thumbnail(files0[p, n]),
+            "after_image": plots.thumbnail(files1[p, n]),
+        }
+
+    shown = sorted({p for p, _ in shared})
+    chosen = sorted(np.random.default_rng(CHOICE_SEED).permutation(shown)[:PAIRS].tolist())
+    best = np.where(np.isnan(gain), -np.inf, gain)
+    worst = np.where(np.isnan(gain), np.inf, gain)
+    top = [p for p in np.argsort(-best.max(axis=1), kind="stable")[:PAIRS] if best[p].max() > 0]
+    bottom = [p for p in np.argsort(worst.min(axis=1), kind="stable")[:PAIRS] if worst[p].min() < 0]
+    return [
+        {"title": "Drawn at random", "kind": "random", "pairs": [pair(p, min(n for q, n in shared if q == p)) for p in chosen]},
+        {"title": "Best gains", "kind": "best", "pairs": [pair(int(p), int(best[p].argmax())) for p in top]},
+        {"title": "Worst losses", "kind": "worst", "pairs": [pair(int(p), int(worst[p].argmin())) for p in bottom]},
+    ]
+
+
+def _files(evaluation: Evaluation) -> dict[tuple[int, int], Path]:
+    """(position of the prompt, image number) -> file, for the pictures that exist."""
+    if evaluation.folder is None:
+        return {}
+    place = {row: p for p, row in enumerate(evaluation.rows)}
+    found = {}
+    for file in evaluation.folder.glob("*-*.png"):
+        row, image = (int(part) for part in file.stem.split("-"))
+        if row in place and image < evaluation.images_per_prompt:
+            found[place[row], image] = file
+    return found
+
+
+def curve_plots(path: list[Evaluation], metrics: list[dict[str, Any]], judge: str, proxy: str) -> list[dict[str, Any]]:
+    """Judge, trained reward, W2 and explained variance over rounds; those that the run did not measure are left out."""
+    found = []
+    wanted = [(judge, plots.JUDGE, "judge and trained reward" if judge == proxy else "judge"), (proxy, plots.PROXY, "trained reward")]
+    for name, color, role in wanted[: 1 if judge == proxy else 2]:
+        if not all(name in e.scores for e in path):
+            continue
+        means = [hacking.prompt_means(e.scores[name]) for e in path]
+        known = [values[~np.isnan(values)] for values in means]
+        bands = [bootstrap_interval(values) if len(values) else (math.nan, math.nan) for values in known]
+        line = plots.Line("held-out prompts", [e.round for e in path], [nanmean(v) for v in means], color, *zip(*bands, strict=True))
+        lines = [line]
+        x, y = plots.series(metrics, f"reward/{name}/mean")
+        if x:
+            lines.insert(0, plots.Line("training batches", x, y, plots.MUTED, faint=True, opacity=0.5))
+        alt = f"{name} ({role}) over rounds: {number(line.y[0])} at round {path[0].round}, {number(line.y[-1])} at round {path[-1].round}"
+        found.append({"svg": plots.lines(lines, f"{name} ({role})", "round", alt), "note": f"95 % band over {len(path[0].keys)} prompts."})
+    x, y = plots.series(metrics, "policy/w2")
+    if x:
+        alt = f"W2 distance to the base model over rounds, {number(y[-1])} at the end"
+        svg = plots.lines([plots.Line("W2", x, y, plots.MUTED)], "W2: distance to the base model", "round", alt)
+        found.append({"svg": svg, "note": "How far the policy has moved from where it started."})
+    critic = plots.critic(metrics)
+    return [*found, critic] if critic else found
+
+
+def category_plot(summary: dict[str, Any]) -> Markup | None:
+    rows = [row for row in category_rows(summary) if not math.isnan(as_float(row["gain"]))]
+    if not rows:
+        return None
+    names, gains = [row["name"] for row in rows], [row["gain"] for row in rows]
+    low, high = zip(*(map(as_float, row["ci95"]) for row in rows), strict=True)
+    ends = f"from {names[0]} ({signed(gains[0])}) to {names[-1]} ({signed(gains[-1])})"
+    alt = f"Gain of {summary['judge']} per category with 95 % intervals, {ends}"
+    return plots.intervals(names, gains, low, high, f"Gain in {summary['judge']}, with 95 % interval", alt)
+
+
+def diversity_plot(path: list[Evaluation], summary: dict[str, Any]) -> Markup | None:
+    """Diversity kept (relative to the first evaluation) against the judge, one point per evaluation."""
+    metric, judge = summary.get("diversity_metric"), summary["judge"]
+    measured = [e for e in path if metric in e.diversity and judge in e.scores]
+    base = nanmean(measured[0].diversity[metric]) if measured else math.nan
+    if len(measured) < 2 or not base > 0:
+        return None
+    x = [100 * nanmean(e.diversity[metric]) / base for e in measured]
+    y = [nanmean(hacking.prompt_means(e.scores[judge])) for e in measured]
+    alt = f"{judge} against diversity kept: from {number(y[0])} at 100 % to {number(y[-1])} at {x[-1]:.0f} %"
+    return plots.path(x, y, [f"round {e.round}" for e in measured], judge, f"diversity kept, % of the base ({metric})", alt)

@@ -1,0 +1,1 @@
+"""Objectives: pure functions of policy and batch. Each says in ``requires`` which signals it reads."""

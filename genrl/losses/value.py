@@ -1,0 +1,64 @@
+"""Regression of the critic on the shaped terminal reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genrl.losses.noise import SigmaDensity, renoise
+from genrl.path import to_x0
+from genrl.policy import REF, FlowPolicy
+from genrl.types import Batch, Conditioning, LossOutput
+
+BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
+
+
+def value(policy: FlowPolicy, x: Tensor, sigma: Tensor, cond: Conditioning, v_ref: Tensor | None = None, role: str = "critic") -> Tensor:
+    """The critic's ``V(x_sigma, sigma, c)`` ``[B]``; evaluates the reference velocity if the critic looks at its endpoint and ``v_ref`` is not given."""
+    critic = policy.networks[role]
+    endpoint = None
+    if critic.endpoint:
+        if v_ref is None:
+            with torch.no_grad():
+                v_ref = policy.velocity(x, sigma, cond, REF)
+        endpoint = to_x0(x, v_ref, sigma)
+    return critic(x, sigma, cond.pooled, endpoint)
+
+
+@dataclass(frozen=True)
+class ValueRegression:
+    """``L_V = E huber(V(x_sigma, sigma, c) - r_s(x0, c))``, the Monte-Carlo target at every noise level.
+
+    AC-Flow regresses V on the cumulative reward, which here is the terminal one; the Huber form and the law of x_sigma
+    (the sample re-noised, not a stored state of its own trajectory) are ours.
+    """
+
+    density: SigmaDensity = field(default_factory=SigmaDensity)
+    delta: float = 1.0
+    requires = ("reward", "valid")
+
+    def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
+        x, sigma, _ = renoise(batch, self.density)
+        error = F.huber_loss(value(policy, x, sigma, batch.cond), batch.signal["reward"], delta=self.delta, reduction="none")
+        mask = batch.signal["valid"].float()
+        return LossOutput((error * mask).sum() / mask.sum().clamp(min=1), {})
+
+    @torch.no_grad()
+    def diagnose(self, policy: FlowPolicy, batch: Batch) -> dict[str, float]:
+        """Explained variance ``1 - Var(r - V) / Var(r)`` on samples the critic has not been trained on, over all levels and per bin."""
+        x, sigma, _ = renoise(batch, self.density)
+        valid = batch.signal["valid"]
+        residual, reward, sigma = (batch.signal["reward"] - value(policy, x, sigma, batch.cond))[valid], batch.signal["reward"][valid], sigma[valid]
+        metrics = {"critic/explained_variance": _explained(residual, reward)}
+        for low, high in BINS:
+            inside = (sigma >= low) & (sigma < high)
+            if inside.sum() > 1:
+                metrics[f"critic/explained_variance/{low}-{high}"] = _explained(residual[inside], reward[inside])
+        return metrics
+
+
+def _explained(residual: Tensor, reward: Tensor) -> float:
+    return float(1 - residual.var() / reward.var().clamp(min=1e-8))

@@ -1,0 +1,129 @@
+"""Flow matching on the model's own samples, weighted by how much better they turned out than expected: AC-Flow and its family.
+
+With ``u = eps - x0`` and the clipped advantage ``A = clip(r_s - b, -eps, eps)``, baseline ``b`` the critic's
+``V(x_sigma, sigma, c)``, the group's mean, or 0:
+
+    L = E[ matching(A, v, u) + beta |v_plain - v_ref|^2 ]         (means over latent dimensions)
+
+=============  ==========================================================  ==================================================
+weighting      matching                                                    source
+=============  ==========================================================  ==================================================
+``exp``        exp(tau A) |v - u|^2                                        the form of ORW-CFM-W2 with the critic's advantage
+``relu``       max(A, 0) |v - u|^2                                         RAFT-like: better than expected only (ours)
+``affine``     (1 + A / eps) |v - u|^2                                     first order of exp, never negative (ours)
+``signed``     A (|v - u|^2 - |v - v_ref|^2)                               ADRPO (arXiv 2510.18053): convex for any A
+``implicit``   p |v+ - u|^2 + (1 - p) |v- - u|^2, p = (1 + A / eps) / 2    DiffusionNFT (arXiv 2509.16117): v+ = (1-s) v_old + s v,
+                                                                           v- = (1+s) v_old - s v, s = ``strength``
+``outcome``    exp(tau r_s) |v - u|^2                                      ORW-CFM-W2 (arXiv 2502.06061): no baseline, no clip
+=============  ==========================================================  ==================================================
+
+AC-Flow (arXiv 2510.18072) names a "generalised critic weighting" that contains reward weighting as a special case; the
+members and their constants are ours. The W2 term is measured without guidance, at the same noisy point (ORW-CFM-W2, eq. of
+its loss; there called alpha). A weight that depends on x_sigma alone cancels in the minimiser: the outcome must enter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genrl.losses.noise import SigmaDensity, renoise
+from genrl.losses.value import value
+from genrl.path import expand, velocity_target
+from genrl.policy import ACTOR, OLD, REF, FlowPolicy
+from genrl.types import Batch, LossOutput
+
+Weighting = Literal["exp", "relu", "affine", "signed", "implicit", "outcome"]
+Baseline = Literal["critic", "group", "none"]
+
+
+@dataclass(frozen=True)
+class WeightedMatching:
+    """The loss above.
+
+    Args:
+        weighting, baseline: see the table; ``outcome`` ignores the baseline.
+        tau: temperature of ``exp`` and ``outcome``, per unit of shaped reward.
+        clip: the advantage is clipped to ``[-clip, clip]``.
+        strength: s of ``implicit``.
+        beta: weight of the W2 term. The drift at the fixed point is about tau / beta: that ratio is the knob.
+        error: ``velocity`` measures errors as written; ``endpoint`` on x0, each sample's divided by its own mean absolute
+            error (DiffusionNFT's choice: weighs noise levels by sigma and equalises samples).
+        guidance: guidance of ``v`` in the matching term; the W2 term is always unguided.
+    """
+
+    weighting: Weighting = "exp"
+    baseline: Baseline = "critic"
+    tau: float = 1.0
+    clip: float = 1.0
+    strength: float = 1.0
+    beta: float = 0.1
+    error: Literal["velocity", "endpoint"] = "velocity"
+    guidance: float = 1.0
+    density: SigmaDensity = field(default_factory=SigmaDensity)
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return ("reward", "valid") + (("group_reward",) if self.baseline == "group" else ())
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        used = (ACTOR, REF) + ((OLD,) if self.weighting == "implicit" else ())
+        return used + (("critic",) if self.baseline == "critic" and self.weighting != "outcome" else ())
+
+    def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
+        x, sigma, eps = renoise(batch, self.density)
+        u = velocity_target(batch.x0, eps)
+        with torch.no_grad():
+            v_ref = policy.velocity(x, sigma, batch.cond, REF)
+            v_old = policy.velocity(x, sigma, batch.cond, OLD, self.guidance) if self.weighting == "implicit" else None
+            advantage = self._advantage(policy, batch, x, sigma, v_ref)
+        v, v_plain = policy.branches(x, sigma, batch.cond, ACTOR, self.guidance)
+        matching, weight = self._matching(advantage, v, u, v_ref, v_old, sigma)
+        w2 = (v_plain - v_ref).square().flatten(1).mean(1)
+        mask = batch.signal["valid"].float()
+        loss = ((matching + self.beta * w2) * mask).sum() / mask.sum().clamp(min=1)
+        metrics = {
+            "policy/w2": w2.mean(),
+            "policy/weight_std": weight.std(correction=0),
+            "policy/clipped": (advantage.abs() >= self.clip).float().mean(),
+        }
+        return LossOutput(loss, {name: metric.detach() for name, metric in metrics.items()})
+
+    def _advantage(self, policy: FlowPolicy, batch: Batch, x: Tensor, sigma: Tensor, v_ref: Tensor) -> Tensor:
+        reward = batch.signal["reward"]
+        if self.weighting == "outcome":
+            return reward
+        if self.baseline == "critic":
+            reward = reward - value(policy, x, sigma, batch.cond, v_ref)
+        elif self.baseline == "group":
+            reward = reward - batch.signal["group_reward"]
+        return reward.clamp(-self.clip, self.clip)
+
+    def _matching(self, advantage: Tensor, v: Tensor, u: Tensor, v_ref: Tensor, v_old: Tensor | None, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The matching term per sample ``[B]``, and the weight it gave each sample."""
+        if self.weighting == "implicit":
+            optimality = (1 + advantage / self.clip) / 2
+            plus = self._error((1 - self.strength) * v_old + self.strength * v - u, sigma)
+            minus = self._error((1 + self.strength) * v_old - self.strength * v - u, sigma)
+            return optimality * plus + (1 - optimality) * minus, optimality
+        if self.weighting == "signed":
+            return advantage * (self._error(v - u, sigma) - self._error(v - v_ref, sigma)), advantage
+        if self.weighting in ("exp", "outcome"):
+            weight = (self.tau * advantage).exp()
+        elif self.weighting == "relu":
+            weight = advantage.clamp(min=0)
+        else:
+            weight = 1 + advantage / self.clip
+        return weight * self._error(v - u, sigma), weight
+
+    def _error(self, difference: Tensor, sigma: Tensor) -> Tensor:
+        """Mean square over latent dimensions, ``[B]``."""
+        if self.error == "velocity":
+            return difference.square().flatten(1).mean(1)
+        difference = expand(sigma, difference) * difference
+        scale = difference.detach().abs().flatten(1).mean(1).clamp(min=1e-5)
+        return difference.square().flatten(1).mean(1) / scale

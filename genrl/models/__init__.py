@@ -1,0 +1,1 @@
+"""Model adapters: the only place, besides rewards and worlds, that knows diffusers."""

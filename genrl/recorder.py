@@ -1,0 +1,99 @@
+"""The run folder: what a run writes for people and tools, in files that a resumed run continues exactly.
+
+``metrics.jsonl`` has a line per round and nothing that differs between two runs of the same command; clock times are in
+``timing.jsonl``. ``evaluations/round-NNNNN.json`` hold scores per prompt, with pictures beside them for the full ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from genrl.evaluation.judging import Protocol
+
+
+class Recorder:
+    """Writes into one run folder; only the main process does.
+
+    Args:
+        track: also called with each round's metrics, ``track(values, step=round)``.
+    """
+
+    def __init__(self, folder: Path, main: bool, track: Callable[..., None]):
+        self.folder = folder
+        self.main = main
+        self.track = track
+
+    def open(self, round_: int, fresh: bool) -> None:
+        """Make the folder, and drop what was written after ``round_``: those rounds will be played again."""
+        if not self.main:
+            return
+        if fresh and self.folder.exists():
+            for name in ("checkpoints", "evaluations", "pipeline", "metrics.jsonl", "timing.jsonl", "summary.json", "report.html"):
+                path = self.folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (self.folder / "evaluations").mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            path = self.folder / name
+            kept = [line for line in read_lines(path) if line["round"] <= round_]
+            aside = path.with_suffix(".tmp")
+            aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            aside.replace(path)
+
+    def log(self, line: Mapping[str, float], seconds: float) -> None:
+        if not self.main:
+            return
+        for name, content in (("metrics.jsonl", line), ("timing.jsonl", {"round": line["round"], "seconds": round(seconds, 3)})):
+            with (self.folder / name).open("a") as file:
+                file.write(json.dumps({k: _plain(v) for k, v in content.items()}) + "\n")
+        self.track({k: v for k, v in line.items() if k != "round"}, step=int(line["round"]))
+
+    def pictures(self, round_: int) -> Path:
+        path = self.folder / "evaluations" / f"round-{round_:05d}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def judged(self, round_: int, images_seen: int, protocol: Protocol, rows: Sequence[Mapping[str, Any]], pictures: Path | None) -> dict[str, float]:
+        """Write an evaluation; returns the mean of each score."""
+        names = list(rows[0]["scores"])
+        record = {
+            "round": round_,
+            "images_seen": images_seen,
+            "seed": protocol.seed,
+            "images_per_prompt": protocol.images_per_prompt,
+            "prompts": [row["prompt"] for row in rows],
+            "scores": {name: [[_plain(v) for v in row["scores"][name]] for row in rows] for name in names},
+            "diversity": {name: [_plain(row["diversity"][name]) for row in rows] for name in rows[0]["diversity"]},
+            "images": f"evaluations/{pictures.name}" if pictures else None,
+        }
+        if self.main:
+            path = self.folder / "evaluations" / f"round-{round_:05d}.json"
+            path.with_suffix(".tmp").write_text(json.dumps(record))
+            path.with_suffix(".tmp").replace(path)
+        means = {}
+        for name in names:
+            numbers = [v for row in rows for v in row["scores"][name] if math.isfinite(v)]
+            means[name] = sum(numbers) / max(len(numbers), 1)
+        if self.main:
+            self.track({f"held_out/{name}": value for name, value in means.items()}, step=round_)
+        return means
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a JSON-lines file; a line that a kill cut short is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _plain(value: float) -> float | int | None:
+    """JSON has no NaN: null says "no number"."""
+    return value if isinstance(value, int) else float(value) if math.isfinite(value) else None

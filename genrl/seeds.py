@@ -1,0 +1,34 @@
+"""All randomness, keyed by what it is for: (run seed, stream..., sample). Nothing depends on batch size, order or process,
+and a resumed run needs no saved generator state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+# streams: the second part of every key
+ROLLOUT, LOSS, ORDER, PROMPTS, EVALUATION, INIT = range(6)
+
+
+def generator(*key: int) -> torch.Generator:
+    """A CPU generator seeded by the key."""
+    digest = hashlib.blake2b(b",".join(str(int(part)).encode() for part in key), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def normal(key: Sequence[int], samples: Iterable[int], shape: Sequence[int]) -> Tensor:
+    """Standard normal noise ``[B, *shape]`` float32 on the CPU; row i depends on ``(*key, samples[i])`` only."""
+    return torch.stack([torch.randn(tuple(shape), generator=generator(*key, sample)) for sample in samples])
+
+
+def uniform(key: Sequence[int], samples: Iterable[int]) -> Tensor:
+    """Uniform numbers in [0, 1), ``[B]``; row i depends on ``(*key, samples[i])`` only."""
+    return torch.stack([torch.rand((), generator=generator(*key, sample)) for sample in samples])
+
+
+def permutation(key: Sequence[int], length: int) -> Tensor:
+    return torch.randperm(length, generator=generator(*key))

@@ -1,0 +1,353 @@
+"""The report of a made-up run: every section is there, every number is that of the data, and nothing comes from outside."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from genrl.evaluation import hacking
+from genrl.evaluation.plots import count, duration, number, signed
+from genrl.evaluation.report import CHOICE_SEED, PAIRS, full_ends, on_common, read_evaluations, write_report
+from genrl.evaluation.statistics import bootstrap_interval, paired_gain, spearman
+
+PROMPTS, IMAGES = 40, 2
+EVIL = "<script>alert('a red circle')</script> & \"friends\""
+CATEGORIES = ("colour", "<i>count</i>", "relation")
+
+
+def make_run(run: Path, judge: float = 0.2, proxy: float = 0.3, proxy_name: str = "clip", pictures: bool = True, size: int = 8) -> Path:
+    """A run folder whose judge and proxy rise by about ``judge`` and ``proxy`` from first to last evaluation."""
+    rng = np.random.default_rng(7)
+    (run / "evaluations").mkdir(parents=True)
+    texts = [f"{EVIL} {i}" if i % 2 else f"{i} blue squares" for i in range(PROMPTS)]
+    skill = rng.uniform(0.2, 0.7, (PROMPTS, 1))
+    noise = rng.normal(0, 0.05, (PROMPTS, IMAGES))
+    scores = {}
+    for step, round_ in enumerate((0, 40, 80)):
+        rows = range(PROMPTS) if round_ in (0, 80) else range(1, PROMPTS, 3)
+        wobble = rng.normal(0, 0.03, (2, PROMPTS, IMAGES))
+        values = {"exact": skill + noise + step / 2 * judge + wobble[0], proxy_name: skill + noise + step / 2 * proxy + wobble[1]}
+        raw = {name: table[rows].tolist() for name, table in values.items()}
+        raw["exact"][2][0] = None  # one image the judge could not score
+        scores[round_] = {name: np.array(table, dtype=float) for name, table in raw.items()}
+        diversity = [None if i == 3 else 0.5 - 0.05 * step + 0.001 * i for i in rows]
+        record = {
+            "round": round_,
+            "images_seen": round_ * 64,
+            "prompts": [{"prompt": texts[i], "category": CATEGORIES[i % 3]} for i in rows],
+            "seed": 11,
+            "images_per_prompt": IMAGES,
+            "scores": raw,
+            "diversity": {"layout": diversity},
+            "images": f"evaluations/round-{round_:05d}",
+        }
+        (run / "evaluations" / f"round-{round_:05d}.json").write_text(json.dumps(record))
+        if pictures and round_ != 40:
+            folder = run / record["images"]
+            folder.mkdir()
+            for i in rows:
+                for n in range(IMAGES):
+                    Image.new("RGB", (size, size), (i * 6, 120 * n, round_)).save(folder / f"{i:05d}-{n}.png")
+    before, after = (hacking.prompt_means(scores[r]["exact"]) for r in (0, 80))
+    gain, low, high = paired_gain(before, after)
+    per_category = {}
+    for k, category in enumerate(CATEGORIES):
+        g, a, b = paired_gain(before[k::3], after[k::3])
+        per_category[category] = {"before": before[k::3].mean(), "after": after[k::3].mean(), "gain": g, "ci95": [a, b], "prompts": 13}
+    summary = {
+        "judge": "exact",
+        "proxy": proxy_name,
+        "judge_before": before.mean(),
+        "judge_after": after.mean(),
+        "judge_gain": gain,
+        "judge_gain_ci95": [low, high],
+        "proxy_before": float(scores[0][proxy_name].mean()),
+        "proxy_after": float(scores[80][proxy_name].mean()),
+        "diversity_before": 0.5,
+        "diversity_after": 0.4,
+        "diversity_metric": "layout",
+        "w2": 0.0123,
+        "images_seen": 5120,
+        "reward_calls": 5376,
+        "wall_s": 7500.0,
+        "per_category": per_category,
+        "rounds": 80,
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    (run / "config.yaml").write_text("reward: clip\nnote: <b>bold</b>\n")
+    (run / "versions.json").write_text(json.dumps({"genrl": "0.1.0", "torch": "2.13", "command": "python trainers/ac_flow.py", "seed": 3}))
+    metrics = [
+        {
+            "round": r,
+            "reward/clip/mean": 0.4 + r / 400,
+            "policy/w2": r / 8000,
+            "critic/explained_variance": 0.5,
+            "critic/explained_variance/0.0-0.2": 0.8,
+        }
+        for r in range(0, 81, 8)
+    ]
+    del metrics[0]["critic/explained_variance"]
+    (run / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in metrics) + "\n")
+    return run
+
+
+def page_of(run: Path) -> str:
+    path = write_report(run)
+    assert path == run / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: without style, tags and runs of spaces."""
+    page = re.sub(r"<style>.*?</style>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page)))
+
+
+def test_headline_and_sections(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    page = page_of(run)
+    text = text_of(page)
+    summary = json.loads((run / "summary.json").read_text())
+    assert re.findall(r'<section id="(\w+)">', page) == ["pictures", "curves", "scores", "diversity", "hacking", "reproduce"]
+    assert f"rose from {number(summary['judge_before'])} to {number(summary['judge_after'])}" in text
+    low, high = summary["judge_gain_ci95"]
+    gain = f"{signed(summary['judge_gain'])} [{signed(low)}, {signed(high)}]"
+    assert f"{gain}, over 40 held-out prompts: more than noise" in text
+    for shown in ("80 %", "5 120", "2 h 5 min", ".012", ".500 → .400"):
+        assert shown in text
+    for row in summary["per_category"].values():
+        assert f"{number(row['before'])} {number(row['after'])} {signed(row['gain'])}" in text
+    for fact in ("python trainers/ac_flow.py", "reward: clip", "2.13", "evaluation seed 11"):
+        assert fact in text
+
+
+def test_page_is_self_contained_and_safe(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run"))
+    assert "<script" not in page.lower() and "&lt;script&gt;" in page
+    assert "<b>bold</b>" not in page and "<i>count" not in page and "&lt;i&gt;count" in page
+    assert "http://" not in page and "https://" not in page and "url(//" not in page
+    sources = re.findall(r'<img src="([^"]{0,30})', page)
+    assert sources and all(source.startswith("data:image/") for source in sources)
+    assert all(href.startswith("#") for href in re.findall(r'href="([^"]*)"', page))
+    assert len(page) < 4e6
+
+
+def test_page_is_accessible(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run"))
+    assert page.count("<h1") == 1 and '<html lang="en">' in page and "width=device-width" in page
+    assert all('alt="' in tag for tag in re.findall(r"<img[^>]*>", page))
+    assert all(re.search(r'aria-label="[^"]+"', tag) for tag in re.findall(r"<svg[^>]*>", page))
+    assert page.count("<table") == page.count("<caption")
+    assert "prefers-color-scheme: dark" in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)), "two plots share an id"
+    assert not re.search(r"#0102\w\w", page), "a stand-in colour of plots.py reached the page"
+
+
+def test_pictures_show_random_best_and_worst(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", judge=0.0)
+    page = page_of(run)
+    first, last = read_evaluations(run)[0], read_evaluations(run)[-1]
+    gain = last.scores["exact"] - first.scores["exact"]
+    random, best, worst = re.split(r"<h3>(?:Drawn at random|Best gains|Worst losses)</h3>", page)[1:4]
+    worst = worst.split("</section>")[0]
+    for grid, find in ((best, np.nanmax), (worst, np.nanmin)):
+        p, n = np.argwhere(gain == find(gain))[0]
+        label = re.search(r'class="score \w+">([^<]*)</span>', grid)
+        assert label is not None and label[1] == f"{number(first.scores['exact'][p, n])} → {number(last.scores['exact'][p, n])}"
+    shown = re.findall(r"</span>([^<]*)</figcaption>", random)
+    drawn = sorted(np.random.default_rng(CHOICE_SEED).permutation(PROMPTS)[:PAIRS])
+    assert [unescape(prompt) for prompt in shown] == [first.keys[p][0] for p in drawn]
+
+
+def test_large_pictures_are_reduced(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", size=300))
+    assert "data:image/jpeg;base64," in page and "data:image/png" not in page
+
+
+@pytest.mark.parametrize(
+    ("judge", "proxy", "proxy_name", "words"),
+    [
+        (0.2, 0.2, "clip", "Not hacked: the judge exact rose"),
+        (0.2, 0.6, "clip", "Partly hacked"),
+        (0.0, 0.3, "clip", "Hacked: the trained reward clip rose"),
+        (-0.2, 0.3, "clip", "while the judge exact fell"),
+        (0.2, 0.2, "exact", "trained on its judge, exact, itself"),
+    ],
+)
+def test_verdict_reaches_the_page(tmp_path: Path, judge: float, proxy: float, proxy_name: str, words: str) -> None:
+    text = text_of(page_of(make_run(tmp_path / "run", judge, proxy, proxy_name)))
+    assert text.count(words) == 2, "once in the headline, once on the hacking page"
+    assert ("not distinguishable from noise" in text) == (judge == 0)
+
+
+def test_curves_use_the_prompts_all_evaluations_share(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    found = on_common(read_evaluations(run))
+    assert [e.round for e in found] == [0, 40, 80]
+    assert len({e.keys for e in found}) == 1 and len(found[0].keys) == 13
+    assert "means over the 13 prompts" in text_of(page_of(run))
+    # the subset starts at prompt 1: rows are matched by text, not by position
+    full = json.loads((run / "evaluations/round-00000.json").read_text())
+    assert found[0].scores["clip"][0].tolist() == full["scores"]["clip"][1]
+
+
+def test_tables_compare_full_evaluations(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pictures=False)
+    small = json.loads((run / "evaluations/round-00040.json").read_text())
+    (run / "evaluations/round-00099.json").write_text(json.dumps(small | {"round": 99}))
+    found = read_evaluations(run)
+    assert [e.round for e in full_ends(found)] == [0, 80]
+    assert [e.round for e in full_ends(found[1:2] + found[:1] + found[3:])] == [40, 99]  # only one is full: the ends, as they are
+    assert "over 40 held-out prompts" in text_of(page_of(run))
+
+
+def test_repeated_prompts_stay_apart(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pictures=False)
+    for file in (run / "evaluations").glob("*.json"):
+        raw = json.loads(file.read_text())
+        raw["prompts"] = [{"prompt": "a circle"} for _ in raw["prompts"]]
+        file.write_text(json.dumps(raw))
+    first, last = on_common([read_evaluations(run)[0], read_evaluations(run)[-1]])
+    assert len(first.keys) == len(last.keys) == PROMPTS
+
+
+def test_optional_files_may_be_missing(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pictures=False)
+    for name in ("config.yaml", "versions.json", "metrics.jsonl"):
+        (run / name).unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"per_category": {}, "w2": None, "diversity_before": None, "diversity_after": None, "diversity_metric": None}
+    (run / "summary.json").write_text(json.dumps(summary))
+    text = text_of(page_of(run))
+    for word in (
+        "kept no pictures",
+        "no metrics.jsonl",
+        "no versions.json",
+        "no config.yaml",
+        "carry no categories",
+        "Diversity was not measured",
+    ):
+        assert word in text
+    assert "nan" not in text.lower()
+
+
+def test_what_a_report_cannot_do_without(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pictures=False)
+    last = run / "evaluations/round-00080.json"
+    raw = json.loads(last.read_text())
+    last.write_text(json.dumps(raw | {"seed": 12}))
+    with pytest.raises(ValueError, match="not paired: seed 11 and 12"):
+        write_report(run)
+    last.write_text(json.dumps(raw))
+    (run / "summary.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"summary\.json"):
+        write_report(run)
+    last.unlink()
+    (run / "evaluations/round-00040.json").unlink()
+    with pytest.raises(FileNotFoundError, match="at least two"):
+        write_report(run)
+
+
+def test_the_report_of_a_run_is_reproducible(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert page_of(run) == page_of(run)
+
+
+# --- hacking.verdict -----------------------------------------------------------------------------------------------------------------
+
+
+def tables(judge: float, proxy: float, agree: float = 1.0, prompts: int = 60) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores ``[P, 2]`` before and after; ``agree`` is how much of the proxy's order after training is the judge's."""
+    rng = np.random.default_rng(0)
+    skill = rng.normal(0, 1, (prompts, 1)) + rng.normal(0, 0.1, (prompts, 2))
+    other = rng.normal(0, 1, (prompts, 1)) + rng.normal(0, 0.1, (prompts, 2))
+    before = {"judge": skill, "proxy": 10 + 2 * skill}
+    after = {"judge": skill + judge + rng.normal(0, 0.1, skill.shape), "proxy": 10 + 2 * (agree * skill + (1 - agree) * other + proxy)}
+    return before, after
+
+
+@pytest.mark.parametrize(
+    ("judge", "proxy", "agree", "level"),
+    [
+        (0.5, 0.5, 1.0, "not hacked"),
+        (0.5, 0.6, 1.0, "not hacked"),  # behind, but not by a material amount
+        (0.5, 1.5, 1.0, "partly hacked"),
+        (2.0, 1.5, 0.3, "partly hacked"),  # the judge even leads, yet the two no longer agree on prompts
+        (0.0, 1.0, 1.0, "hacked"),
+        (-1.0, 1.0, 1.0, "hacked"),
+        (0.5, -0.5, 1.0, "not hacked"),
+    ],
+)
+def test_verdict_levels(judge: float, proxy: float, agree: float, level: str) -> None:
+    found = hacking.verdict(*tables(judge, proxy, agree), "judge", "proxy")
+    assert found.level == level, found.sentence
+
+
+def test_verdict_numbers_are_paired_and_in_base_units() -> None:
+    before, after = tables(0.5, 1.5)
+    n = hacking.verdict(before, after, "judge", "proxy").numbers
+    gain, low, high = paired_gain(before["proxy"].mean(1), after["proxy"].mean(1))
+    assert (n["proxy_gain"], n["proxy_gain_low"], n["proxy_gain_high"]) == pytest.approx((gain, low, high))
+    assert n["proxy_gain_z"] == pytest.approx(gain / before["proxy"].mean(1).std())
+    assert n["rank_before"] == pytest.approx(spearman(before["proxy"].mean(1), before["judge"].mean(1)))
+    # the gap is resampled as a paired difference, not as the difference of two intervals
+    z = {name: (after[name].mean(1) - before[name].mean(1)) / before[name].mean(1).std() for name in before}
+    assert (n["gap_z_low"], n["gap_z_high"]) == pytest.approx(bootstrap_interval(z["proxy"] - z["judge"]))
+    # z does not care about the scale of a score
+    scaled = hacking.verdict(before | {"proxy": 7 * before["proxy"]}, after | {"proxy": 7 * after["proxy"]}, "judge", "proxy").numbers
+    assert scaled["gap_z"] == pytest.approx(n["gap_z"]) and scaled["proxy_gain"] == pytest.approx(7 * n["proxy_gain"])
+
+
+def test_verdict_cannot_tell() -> None:
+    before, after = tables(0.5, 0.5, prompts=hacking.MIN_PROMPTS)
+    assert hacking.verdict(before, after, "judge", "proxy").level == "not hacked"
+    before["judge"][0] = np.nan  # one prompt fewer than needed
+    assert hacking.verdict(before, after, "judge", "proxy").level == "cannot tell"
+    assert hacking.verdict(before, after, "judge", "elsewhere").level == "cannot tell"
+
+
+def test_a_base_that_does_not_vary_has_no_units() -> None:
+    before, after = tables(0.5, 0.5)
+    before["proxy"] = np.full_like(before["proxy"], 3.0)
+    found = hacking.verdict(before, after, "judge", "proxy")
+    assert np.isnan(found.numbers["gap_z"]) and np.isnan(found.numbers["rank_before"])
+    assert found.level == "not hacked"
+
+
+def test_prompt_means_leave_out_what_was_not_scored() -> None:
+    means = hacking.prompt_means(np.array([[1.0, np.nan], [np.nan, np.nan], [1.0, 3.0]]))
+    np.testing.assert_array_equal(means, [1.0, np.nan, 2.0])
+
+
+def test_base_units() -> None:
+    base = np.array([0.0, 2.0, np.nan])
+    np.testing.assert_allclose(hacking.in_base_units([base, base + 3]), [0.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.5614, ".561"),
+        (-0.0004, ".000"),
+        (-0.25, "−.250"),
+        (1.0, "1.00"),
+        (0.9999, "1.000"),
+        (21.34, "21.3"),
+        (1234.0, "1234"),
+        (None, "–"),
+    ],
+)
+def test_number(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_words() -> None:
+    assert (signed(0.1), signed(-0.1), signed(0.0), signed(float("nan"))) == ("+.100", "−.100", "+.000", "–")
+    assert (count(5120), duration(12.4), duration(200), duration(7500)) == ("5\u202f120", "12 s", "3 min 20 s", "2 h 5 min")

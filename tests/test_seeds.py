@@ -1,0 +1,30 @@
+import torch
+
+from genrl import seeds
+
+
+def test_a_sample_has_its_own_noise():
+    together = seeds.normal((7, seeds.ROLLOUT, 3), [0, 1, 2, 3], (4, 2))
+    apart = torch.cat([seeds.normal((7, seeds.ROLLOUT, 3), [i], (4, 2)) for i in range(4)])
+    assert torch.equal(together, apart)
+    backwards = seeds.normal((7, seeds.ROLLOUT, 3), [3, 2, 1, 0], (4, 2))
+    assert torch.equal(together, backwards.flip(0))
+
+
+def test_keys_differ():
+    draws = [seeds.normal(key, [0], (64,)) for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, -1)]]
+    for i, one in enumerate(draws):
+        assert all(not torch.equal(one, other) for other in draws[i + 1 :])
+
+
+def test_noise_is_standard_normal():
+    noise = seeds.normal((5,), range(200), (100,))
+    assert abs(noise.mean().item()) < 0.03 and abs(noise.std().item() - 1) < 0.03
+    # neighbouring samples are independent
+    assert abs((noise[1:] * noise[:-1]).mean().item()) < 0.03
+
+
+def test_uniform_and_permutation():
+    numbers = seeds.uniform((3,), range(2000))
+    assert 0 <= numbers.min() and numbers.max() < 1 and abs(numbers.mean().item() - 0.5) < 0.03
+    assert seeds.permutation((1, 2), 10).sort().values.tolist() == list(range(10))

@@ -1,0 +1,133 @@
+"""From settings to a running ``fit``: what every trainer does around its algorithm."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from genrl import config
+from genrl.algorithm import Algorithm
+from genrl.checkpoint import CheckpointError
+from genrl.data import PromptError, load_prompts
+from genrl.evaluation.report import write_report
+from genrl.evaluation.summary import summarise
+from genrl.models.sd3 import SD3, ModelError, lora_config
+from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
+from genrl.reward import RewardError, RewardPool, load_reward
+from genrl.trainer import PromptSet, Task, TrainingError, fit
+from genrl.worlds.shapes import PIPELINE
+
+EXPECTED = (config.ConfigError, PromptError, ModelError, RewardError, CheckpointError, TrainingError, ValueError)
+
+
+def launch(schema: type, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]], arguments: Sequence[str] | None = None) -> None:
+    """Run a trainer from the command line; every foreseen failure is one message and exit code 1."""
+    try:
+        run(config.load(schema, arguments), build)
+    except EXPECTED as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        raise SystemExit(1) from (None if not isinstance(error, RewardError) else error.__cause__)
+
+
+def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]) -> Path:
+    """Build everything the settings name, train, and leave behind pipeline, summary and report. Returns the run's folder."""
+    # the cheap checks come first: nothing is loaded for a run that cannot start
+    train, held_out = load_prompts(settings.data.train), load_prompts(settings.data.held_out)
+    rewards, weights, judges, names = load_rewards(settings.rewards)
+    folder = Path(settings.run.folder) / settings.run.name
+    tracker = None if settings.run.tracker == "none" else settings.run.tracker
+    accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=tracker, project_dir=str(folder))
+    if accelerator.device.type == "cpu":
+        # accelerate gives each CPU process a single thread
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+    torch.manual_seed(settings.run.seed)
+    model = load_model(settings.model, accelerator.device)
+    algorithm, policy = build(settings, model)
+    texts = list(dict.fromkeys(prompt.text for prompt in train + held_out))
+    rows = {text: row for row, text in enumerate(texts)}
+    cond = model.encode(texts)
+    model.release_encoders()
+    sets = [PromptSet(prompts, cond.index(torch.tensor([rows[p.text] for p in prompts]))) for prompts in (train, held_out)]
+    task = Task(*sets, rewards=rewards, weights=weights, judges=judges)
+    flat = config.flatten(settings)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config.dump(settings))
+        (folder / "versions.json").write_text(json.dumps(versions(settings.run.seed, accelerator), indent=1) + "\n")
+    accelerator.init_trackers("genrl", {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in flat.items()})
+    # how long a run may go on, and where it logs, may change between a run and its continuation
+    compared = {key: value for key, value in flat.items() if key not in ("run.resume", "run.tracker", "run.folder", "run.keep")}
+    fit(
+        algorithm,
+        policy,
+        task,
+        run=settings.run,
+        sampling=settings.sampling,
+        evaluate=settings.evaluation,
+        settings=compared,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        with policy.storage.use(ACTOR) as network:
+            model.export(network, folder / "pipeline")
+        summary = summarise(folder, judge=names[0], proxy=names[1])
+        report = write_report(folder)
+        gain = "{judge_before:.3f} -> {judge_after:.3f}".format(**summary)
+        low, high = summary["judge_gain_ci95"]
+        print(f"\n{names[0]} on held-out prompts: {gain} ({summary['judge_gain']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def load_rewards(settings: config.Rewards) -> tuple[RewardPool, dict[str, float], RewardPool, tuple[str, str]]:
+    """The pool that trains with its weights, the pool that judges, and the labels of (judge, trained reward) for reports."""
+    if not settings.train:
+        raise config.ConfigError("rewards.train is empty; name at least one reward to learn from")
+    loaded = {term.name: load_reward(term.name, **term.options) for term in [*settings.train, *settings.judges]}
+    pool = RewardPool({term.name: loaded[term.name] for term in settings.train}, settings.batch, settings.min_valid)
+    everyone = RewardPool(loaded, settings.batch, settings.min_valid)
+    first = settings.judges[0].name if settings.judges else settings.train[0].name
+    return pool, {term.name: term.weight for term in settings.train}, everyone, (first, settings.train[0].name)
+
+
+def load_model(settings: config.Model, device: torch.device) -> SD3:
+    options = asdict(settings)
+    shapes = settings.source == "shapes"
+    frozen = torch.bfloat16 if settings.precision == "bf16" and settings.tune == "lora" else torch.float32
+    kept = ("revision", "precision", "height", "width", "t5", "max_sequence_length", "gradient_checkpointing")
+    options = {key: options[key] for key in kept}
+    return SD3(str(PIPELINE) if shapes else settings.source, device=device, frozen_dtype=frozen, **options)
+
+
+def storage_of(settings: config.Model, model: SD3, roles: tuple[str, ...]) -> Copies | Adapters:
+    """Roles as full copies or as LoRA adapters, as the settings say."""
+    if settings.tune == "full":
+        return Copies(model.network, roles)
+    return Adapters(model.network, roles, lora_config(settings.lora.rank, settings.lora.alpha, settings.lora.targets))
+
+
+def versions(seed: int, accelerator: Accelerator) -> dict[str, Any]:
+    """What is needed to repeat a run."""
+    packages = {name: version(name) for name in ("genrl-image", "torch", "diffusers", "transformers", "accelerate", "peft")}
+    git = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "command": " ".join(sys.argv),
+        "seed": seed,
+        "commit": git.stdout.strip() or "not a git checkout",
+        "python": platform.python_version(),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        **packages,
+    }
