@@ -65,6 +65,12 @@ class WeightedMatching:
     guidance: float = 1.0
     density: SigmaDensity = field(default_factory=SigmaDensity)
 
+    def __post_init__(self) -> None:
+        if self.weighting == "signed" and self.error == "endpoint":
+            raise ValueError("weighting signed is convex only with error velocity: endpoint errors are scaled one by one")
+        if self.clip <= 0 or self.beta < 0:
+            raise ValueError(f"the advantage clip must be positive and beta not negative; got clip {self.clip}, beta {self.beta}")
+
     @property
     def requires(self) -> tuple[str, ...]:
         return ("reward", "valid") + (("group_reward",) if self.baseline == "group" else ())

@@ -1,0 +1,118 @@
+"""AC-Flow on the shapes world, three seeds: the numbers and the picture that the README shows.
+
+    python benchmarks/acflow_shapes.py                    # the demo's config, seeds 0 1 2
+    python benchmarks/acflow_shapes.py --config shapes_full --seeds 0
+    python benchmarks/acflow_shapes.py --readme           # only write README's table from the committed results
+
+Runs live in ``runs/`` and are resumed or reused. Writes ``benchmarks/results/<config>.json`` and the table between README's markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- results: acflow_shapes -->", "<!-- end -->"
+FIGURES = ("judge_before", "judge_after", "judge_gain", "diversity_kept", "w2", "wall_s")
+
+
+def one(config: str, seed: int) -> dict:
+    """Run a seed, or take it from a finished run folder."""
+    name = f"bench_{config}_seed{seed}"
+    folder = ROOT / "runs" / name
+    if not (folder / "summary.json").exists():
+        trainer = [str(ROOT / "trainers" / "ac_flow.py"), "--config", str(ROOT / "configs" / "ac_flow" / f"{config}.yaml")]
+        command = [sys.executable, *trainer, "--run.name", name, "--run.folder", str(ROOT / "runs"), "--run.seed", str(seed)]
+        subprocess.run(command, check=True, cwd=ROOT)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["diversity_kept"] = summary["diversity_after"] / summary["diversity_before"]
+    versions = json.loads((folder / "versions.json").read_text())
+    versions["command"] = f"python benchmarks/acflow_shapes.py --config {config}"
+    return {"seed": seed, "summary": summary, "versions": versions}
+
+
+def spread(values: list[float]) -> dict:
+    """Mean over seeds and its 95 % t interval; no interval for one seed."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return {"mean": mean, "ci95": None}
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return {"mean": mean, "ci95": [mean - half, mean + half]}
+
+
+def picture(config: str, seed: int, path: Path) -> None:
+    """Before and after at the same seeds: two prompts of each category, the first of each in the held-out file; nothing is chosen."""
+    folder = ROOT / "runs" / f"bench_{config}_seed{seed}" / "evaluations"
+    ends = sorted(p for p in folder.glob("round-*") if p.is_dir())
+    before, after = ends[0], ends[-1]
+    prompts = json.loads(folder.joinpath(before.name + ".json").read_text())["prompts"]
+    shown = [i for c in dict.fromkeys(p["category"] for p in prompts) for i in [k for k, p in enumerate(prompts) if p["category"] == c][:2]]
+    edge, text, columns = 128, 34, 6
+    rows = math.ceil(len(shown) / columns)
+    sheet = Image.new("RGB", (columns * (edge + 8), rows * (2 * edge + text + 12)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, index in enumerate(shown):
+        x, y = (place % columns) * (edge + 8), (place // columns) * (2 * edge + text + 12)
+        for row, source in enumerate((before, after)):
+            sheet.paste(Image.open(source / f"{index:05d}-0.png").resize((edge, edge), Image.Resampling.BICUBIC), (x, y + row * (edge + 2)))
+        words, lines = prompts[index]["prompt"].split(), [""]
+        for word in words:
+            if len(lines[-1]) + len(word) > 21:
+                lines.append("")
+            lines[-1] = (lines[-1] + " " + word).strip()
+        pen.multiline_text((x + 2, y + 2 * edge + 6), "\n".join(lines[:3]), fill="black", font_size=10, spacing=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.quantize(128).save(path, optimize=True)
+
+
+def table() -> str:
+    """The README's table, from the committed result files."""
+    lines = ["| config | seeds | judge before | judge after | gain, 95 % interval | diversity kept | minutes |", "|---|---|---|---|---|---|---|"]
+    for path in sorted(RESULTS.glob("shapes*.json")):
+        result = json.loads(path.read_text())
+        f, rows = result["figures"], result["rows"]
+        low, high = f["judge_gain"]["ci95"] or rows[0]["summary"]["judge_gain_ci95"]
+        over = "over seeds" if f["judge_gain"]["ci95"] else "over prompts"
+        lines.append(
+            f"| `{path.stem}` | {len(rows)} | {f['judge_before']['mean']:.3f} | {f['judge_after']['mean']:.3f} "
+            f"| {f['judge_gain']['mean']:+.3f} [{low:+.3f}, {high:+.3f}] {over} | {f['diversity_kept']['mean']:.0%} | {f['wall_s']['mean'] / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def write_readme() -> None:
+    path = ROOT / "README.md"
+    head, rest = path.read_text().split(BEGIN)
+    _, tail = rest.split(END)
+    path.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="shapes")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--readme", action="store_true")
+    args = parser.parse_args()
+    if not args.readme:
+        rows = [one(args.config, seed) for seed in args.seeds]
+        figures = {name: spread([row["summary"][name] for row in rows]) for name in FIGURES}
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        content = {"figures": figures, "seeds": args.seeds, "rows": rows}
+        (RESULTS / f"{args.config}.json").write_text(json.dumps(content, indent=1) + "\n")
+        if args.config == "shapes":
+            picture(args.config, args.seeds[0], ROOT / "docs" / "images" / "demo.png")
+    write_readme()
+
+
+if __name__ == "__main__":
+    main()

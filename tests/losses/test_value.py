@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from genrl.critic import ValueNet, sigma_features
+from genrl.losses.value import ValueRegression, value
+from genrl.policy import ACTOR, REF, Copies, FlowPolicy
+from genrl.types import Batch
+from linear_world import GaussianValue, LinearModel, conditioning
+
+
+def batch(reward, x0):
+    signal = {"reward": reward, "valid": torch.ones(len(x0), dtype=torch.bool)}
+    return Batch(torch.zeros(len(x0), dtype=torch.long), torch.arange(len(x0)), x0, conditioning(len(x0)), signal, stream=(3,))
+
+
+def world(critic):
+    model = LinearModel()
+    return FlowPolicy(model, Copies(model.network, (ACTOR, REF)), {"critic": critic})
+
+
+def test_the_exact_value_explains_what_can_be_explained():
+    """Reward x0 ~ N(0, s^2): at level sigma the posterior mean explains (1-sigma)^2 s^2 / ((1-sigma)^2 s^2 + sigma^2) of its variance."""
+    x0 = 0.6 * torch.randn(8_000, 1, 1, 1)
+    metrics = ValueRegression().diagnose(world(GaussianValue(0.0, 0.6)), batch(x0.flatten(), x0))
+    for low, high in ((0.0, 0.2), (0.4, 0.6), (0.8, 1.0)):
+        sigma = torch.linspace(low, high, 201)
+        known = ((1 - sigma) * 0.6) ** 2
+        assert metrics[f"critic/explained_variance/{low}-{high}"] == pytest.approx((known / (known + sigma**2)).mean().item(), abs=0.03)
+    blind = ValueRegression().diagnose(world(GaussianValue(0.0, 0.6, gain=0.0)), batch(x0.flatten(), x0))
+    assert abs(blind["critic/explained_variance"]) < 1e-5
+
+
+def test_huber_of_the_residual():
+    x0, reward = torch.zeros(4, 1, 1, 1), torch.tensor([0.5, -0.5, 3.0, 0.0])
+    loss = ValueRegression(delta=1.0)(world(GaussianValue(0.0, 0.6, gain=0.0)), batch(reward, x0)).loss
+    assert loss.item() == pytest.approx((0.125 + 0.125 + 2.5 + 0) / 4)
+
+
+def test_an_untrained_critic_predicts_nothing():
+    critic = ValueNet(channels=4, pooled=6, width=16)
+    out = critic(torch.randn(3, 4, 8, 8), torch.rand(3), torch.randn(3, 6), torch.randn(3, 4, 8, 8))
+    assert out.shape == (3,) and (out == 0).all()
+
+
+def test_the_critic_learns_from_each_of_its_inputs():
+    """Fits a value that needs picture, level and prompt; with any of them withheld it cannot."""
+    torch.manual_seed(0)
+    x, sigma, pooled = torch.randn(256, 4, 8, 8), torch.rand(256), torch.randn(256, 6)
+    target = x.mean((1, 2, 3)) * 8 + 2 * sigma + pooled[:, 0]
+    errors = {}
+    for withheld in ("none", "picture", "level", "prompt"):
+        torch.manual_seed(1)
+        critic = ValueNet(4, 6, width=16, endpoint=False)
+        inputs = (
+            torch.zeros_like(x) if withheld == "picture" else x,
+            torch.zeros_like(sigma) if withheld == "level" else sigma,
+            torch.zeros_like(pooled) if withheld == "prompt" else pooled,
+        )
+        optimizer = torch.optim.AdamW(critic.parameters(), lr=3e-3)
+        for _ in range(120):
+            loss = (critic(*inputs) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        errors[withheld] = loss.item()
+    assert all(errors["none"] < 0.8 * errors[name] for name in ("picture", "level", "prompt")), errors
+
+
+def test_an_endpoint_must_be_given_or_is_computed():
+    critic = ValueNet(channels=1, pooled=1, width=16, depth=1, endpoint=True)
+    with pytest.raises(ValueError, match="endpoint"):
+        critic(torch.zeros(1, 1, 8, 8), torch.ones(1), torch.zeros(1, 1))
+    assert value(world(critic), torch.zeros(2, 1, 8, 8), torch.ones(2), conditioning(2)).shape == (2,)
+
+
+def test_features_of_levels_tell_them_apart():
+    features = sigma_features(torch.linspace(0, 1, 101), 64)
+    distance = torch.cdist(features, features) + 10 * torch.eye(101)
+    assert distance.min() > 0.1

@@ -1,0 +1,197 @@
+"""The weighting family: values written out by hand, what may not matter, and the closed forms of a Gaussian world."""
+
+import math
+
+import pytest
+import torch
+
+from genrl.chain import OdeChain
+from genrl.losses.noise import SigmaDensity, renoise
+from genrl.losses.weighted_matching import WeightedMatching
+from genrl.policy import ACTOR, OLD, REF, Copies, FlowPolicy
+from genrl.rollout import denoise
+from genrl.types import Batch
+from linear_world import GaussianValue, LinearModel, conditioning
+
+STD = 0.6
+
+
+def policy(critic=None):
+    model = LinearModel(std=STD)
+    return FlowPolicy(model, Copies(model.network, (ACTOR, OLD, REF)), {"critic": critic or GaussianValue(0.0, STD)})
+
+
+def batch(count=64, reward=None, x0=None):
+    x0 = torch.randn(count, 1, 1, 1) * STD if x0 is None else x0
+    signal = {
+        "reward": x0.flatten() if reward is None else reward,
+        "group_reward": torch.zeros(len(x0)),
+        "valid": torch.ones(len(x0), dtype=torch.bool),
+    }
+    return Batch(torch.zeros(len(x0), dtype=torch.long), torch.arange(len(x0)), x0, conditioning(len(x0)), signal, stream=(0, 1))
+
+
+def move(network, amount=0.3):
+    with torch.no_grad():
+        network.offset += amount
+
+
+@pytest.mark.parametrize("weighting", ["exp", "relu", "affine", "signed", "implicit", "outcome"])
+def test_values_written_out(weighting):
+    who, data = policy(), batch(32)
+    with who.storage.use(ACTOR) as network:
+        move(network)
+    loss = WeightedMatching(weighting, tau=0.7, clip=0.5, strength=0.8, beta=0.25)
+    x, sigma, eps = renoise(data, loss.density)
+    u = eps - data.x0
+    v, v_ref, v_old = (who.velocity(x, sigma, data.cond, role) for role in (ACTOR, REF, OLD))
+    reward = data.signal["reward"]
+    a = (reward - who.networks["critic"](x, sigma, data.cond.pooled)).clamp(-0.5, 0.5)
+    square = lambda e: e.square().flatten(1).mean(1)  # noqa: E731
+    p = (1 + a / 0.5) / 2
+    expected = {
+        "exp": (0.7 * a).exp() * square(v - u),
+        "relu": a.clamp(min=0) * square(v - u),
+        "affine": (1 + a / 0.5) * square(v - u),
+        "signed": a * (square(v - u) - square(v - v_ref)),
+        "implicit": p * square(0.2 * v_old + 0.8 * v - u) + (1 - p) * square(1.8 * v_old - 0.8 * v - u),
+        "outcome": (0.7 * reward).exp() * square(v - u),
+    }[weighting]
+    assert torch.allclose(loss(who, data).loss, (expected + 0.25 * square(v - v_ref)).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["exp", "relu", "affine", "signed", "implicit", "outcome"])
+def test_only_the_actor_receives_gradient(weighting):
+    critic = torch.nn.Linear(1, 1)
+    critic.endpoint = False
+    critic.forward = lambda x, sigma, pooled, endpoint=None: critic.weight * x.flatten()  # differentiable on purpose
+    who = policy(critic)
+    WeightedMatching(weighting, beta=0.1)(who, batch()).loss.backward()
+    for role in (OLD, REF, "critic"):
+        assert all(t.grad is None for t in who.tensors(role).values()), role
+    assert any(t.grad.abs().max() > 0 for t in who.tensors(ACTOR).values())
+
+
+def test_the_implicit_form_starts_like_the_signed_one():
+    """At v = v_old = v_ref both gradients are 2 E[(A / clip) (v - u)], times the strength: derived in docs/methods/ac_flow.md."""
+    data, gradients = batch(256), []
+    for loss in (WeightedMatching("signed", clip=1.0), WeightedMatching("implicit", clip=1.0, strength=0.5)):
+        who = policy()
+        loss(who, data).loss.backward()
+        gradients.append(torch.cat([t.grad for t in who.parameters(ACTOR)]))
+    assert torch.allclose(gradients[0], gradients[1] / 0.5, rtol=1e-4, atol=1e-6)
+
+
+def test_the_signed_form_is_convex_for_any_advantage():
+    """The A v^2 terms cancel: along any line the loss is a parabola that opens upwards, however negative the advantages."""
+    data = batch(64, reward=torch.full((64,), -50.0))
+    loss, values = WeightedMatching("signed", baseline="none", clip=50.0, beta=0.1), []
+    for amount in (-1.0, 0.0, 1.0):
+        who = policy()
+        with who.storage.use(ACTOR) as network:
+            move(network, amount)
+        values.append(loss(who, data).loss.item())
+    assert values[0] + values[2] - 2 * values[1] > 0.01
+
+
+def test_samples_that_cannot_be_scored_do_not_count():
+    data = batch(16)
+    half = Batch(**{**data.__dict__, "signal": {**data.signal, "valid": torch.arange(16) < 8}})
+    loss = WeightedMatching("implicit")
+    assert torch.allclose(loss(policy(), half).loss, loss(policy(), data.index(slice(0, 8))).loss)
+
+
+def test_a_minibatch_does_not_change_a_samples_noise():
+    data, loss = batch(16), WeightedMatching("exp", beta=0.3)
+    whole = loss(policy(), data).loss
+    parts = [loss(policy(), data.index(torch.tensor(rows))).loss for rows in ([3, 1, 2, 0, 7, 6, 5, 4], list(range(8, 16)))]
+    assert torch.allclose(whole, torch.stack(parts).mean(), rtol=1e-5)
+
+
+def test_an_error_on_the_endpoint_would_break_convexity():
+    with pytest.raises(ValueError, match="signed"):
+        WeightedMatching("signed", error="endpoint")
+
+
+# -- closed forms: N(0, s^2), reward x, fitted exactly each round
+
+
+@pytest.fixture
+def draw_once(monkeypatch):
+    """An optimiser asks for the same noise many times; draw it once."""
+    known = {}
+
+    def cached(data, density):
+        if data.stream not in known:
+            known.clear()
+            known[data.stream] = renoise(data, density)
+        return known[data.stream]
+
+    monkeypatch.setattr("genrl.losses.weighted_matching.renoise", cached)
+
+
+def fit(who, loss, data):
+    """Minimise a loss that is quadratic in the actor's weights."""
+    optimizer = torch.optim.LBFGS(who.parameters(ACTOR), max_iter=40, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(who, data).loss
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+
+
+def online(loss, rounds, particles=4000, gain=1.0, offset=0.0, value_only=None):
+    """Online rounds: sample, weigh, fit, refresh; returns the mean of the last samples."""
+    who = policy()
+    chain = OdeChain(tuple(torch.linspace(1, 0, 41).tolist()))
+    # evenly spread noise instead of random draws: the closed form without Monte-Carlo error
+    noise = torch.special.ndtri((torch.arange(particles) + 0.5) / particles)
+    for round_ in range(rounds):
+        generator = torch.Generator().manual_seed(round_)
+        x = noise[torch.randperm(particles, generator=generator)].view(-1, 1, 1, 1)
+        x0 = denoise(who, chain, x, conditioning(particles), role=OLD, guidance=1.0)
+        mean, std = x0.mean().item(), x0.std().item()
+        who.networks["critic"] = value_only or GaussianValue(mean, std, gain, offset)
+        data = batch(reward=gain * x0.flatten() + offset, x0=x0)
+        fit(who, loss, Batch(**{**data.__dict__, "stream": (round_, 2)}))
+        who.sync(OLD, ACTOR)
+    return x0.mean().item(), x0.std().item()
+
+
+def test_the_gaussian_is_tilted_as_predicted(draw_once):
+    """Online fixed point of exp weights with the exact critic: p_ref tilted by exp((tau / beta) r), mean (tau / beta) s^2."""
+    tau, beta = 0.3, 0.5
+    mean, std = online(WeightedMatching("exp", tau=tau, beta=beta, clip=1e9), rounds=80)
+    assert mean == pytest.approx(tau / beta * STD**2, rel=0.05)
+    assert std == pytest.approx(STD, rel=0.05)
+
+
+def test_a_weight_of_the_noisy_point_alone_does_not_move_the_policy(draw_once):
+    """exp(tau V(x_sigma)) cancels in the minimiser; the same weight on the outcome moves the mean by 0.2."""
+
+    class MinusValue(GaussianValue):
+        def forward(self, x, sigma, pooled, endpoint=None):
+            return -super().forward(x, sigma, pooled, endpoint)
+
+    blind = WeightedMatching("exp", tau=0.3, beta=0.5, clip=1e9)
+    mean, _ = online(blind, rounds=15, gain=0.0, value_only=MinusValue(0.0, STD))
+    assert abs(mean) < 0.015
+
+
+def test_a_reward_offset_leaves_ac_flow_alone_and_moves_orw(draw_once):
+    moved = [online(WeightedMatching("exp", tau=0.3, beta=0.5, clip=1e9), 8, 2000, offset=b)[0] for b in (0.0, 2.0)]
+    assert moved[0] == pytest.approx(moved[1], abs=1e-4)
+    rival = [online(WeightedMatching("outcome", tau=0.3, beta=0.5), 8, 2000, offset=b)[0] for b in (0.0, 2.0)]
+    assert rival[1] > rival[0] * 1.1, "exp(tau (r + b)) weighs the reward against W2 by e^(tau b) more"
+
+
+def test_levels_follow_their_density():
+    u = torch.linspace(0, 1, 2001)[1:-1]
+    normal = SigmaDensity("logit_normal", mean=0.0, std=1.0)(u)
+    assert normal.median().item() == pytest.approx(0.5, abs=1e-3)
+    assert (normal < 1 / (1 + math.e)).float().mean().item() == pytest.approx(0.1587, abs=2e-3)
+    assert SigmaDensity("uniform", low=0.2, high=0.4)(u).mean().item() == pytest.approx(0.3, abs=1e-3)
+    assert SigmaDensity("uniform", shift=3.0)(u).median().item() == pytest.approx(0.75, abs=1e-3)
