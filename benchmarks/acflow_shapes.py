@@ -77,15 +77,19 @@ def picture(config: str, seed: int, path: Path) -> None:
 
 def table() -> str:
     """The README's table, from the committed result files."""
-    lines = ["| config | seeds | judge before | judge after | gain, 95 % interval | diversity kept | minutes |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| config | seeds | judge before | judge after | gain, 95 % interval | diversity kept | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for path in sorted(RESULTS.glob("shapes*.json")):
         result = json.loads(path.read_text())
         f, rows = result["figures"], result["rows"]
         low, high = f["judge_gain"]["ci95"] or rows[0]["summary"]["judge_gain_ci95"]
         over = "over seeds" if f["judge_gain"]["ci95"] else "over prompts"
+        mean = {name: figure["mean"] for name, figure in f.items()}
         lines.append(
-            f"| `{path.stem}` | {len(rows)} | {f['judge_before']['mean']:.3f} | {f['judge_after']['mean']:.3f} "
-            f"| {f['judge_gain']['mean']:+.3f} [{low:+.3f}, {high:+.3f}] {over} | {f['diversity_kept']['mean']:.0%} | {f['wall_s']['mean'] / 60:.1f} |"
+            f"| `{path.stem}` | {len(rows)} | {mean['judge_before']:.3f} | {mean['judge_after']:.3f} "
+            f"| {mean['judge_gain']:+.3f} [{low:+.3f}, {high:+.3f}] {over} | {mean['diversity_kept']:.0%} | {mean['wall_s'] / 60:.1f} |"
         )
     return "\n".join(lines)
 

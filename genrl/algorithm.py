@@ -107,7 +107,9 @@ class Algorithm:
             raise ValueError(f"the algorithm uses roles {sorted(missing)} that the policy lacks; it has {', '.join(policy.roles)}")
         for update in self.updates:
             if lacking := set(update.loss.requires) - set(self.feedback.signals):
-                raise ValueError(f"the loss of {update.role!r} requires {sorted(lacking)}; the feedback gives {', '.join(self.feedback.signals)}")
+                raise ValueError(
+                    f"the loss of {update.role!r} requires {sorted(lacking)}; the feedback gives {', '.join(self.feedback.signals)}"
+                )
             if not policy.parameters(update.role):
                 raise ValueError(f"role {update.role!r} is to be updated but has no trainable weights")
             if update.lr <= 0 or update.passes < 1 or update.minibatch < 1 or update.accumulate < 1:

@@ -5,6 +5,7 @@ All arithmetic is float32 whatever the model's precision.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -33,7 +34,7 @@ class Chain(Protocol):
 
 def check_grid(sigmas: tuple[float, ...]) -> None:
     """Raise ``ValueError`` unless the levels fall strictly from at most 1 to at least 0."""
-    falls = all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+    falls = all(a > b for a, b in itertools.pairwise(sigmas))
     if len(sigmas) < 2 or not falls or sigmas[0] > 1 or sigmas[-1] < 0:
         raise ValueError(f"sigmas must fall strictly, within [0, 1], over at least one step; got {list(sigmas)}")
 

@@ -71,5 +71,6 @@ def check_same_config(saved: dict[str, Any], current: dict[str, Any], where: Pat
     if changed:
         lines = "\n".join(f"  {key}: {saved.get(key)!r} -> {current.get(key)!r}" for key in changed[:8])
         raise CheckpointError(
-            f"{where} was written under another config:\n{lines}\ngive the run another name (--run.name), or --run.resume false to start it over"
+            f"{where} was written under another config:\n{lines}\n"
+            "give the run another name (--run.name), or --run.resume false to start it over"
         )

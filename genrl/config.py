@@ -1,4 +1,4 @@
-"""Settings: dataclasses are the schema, a YAML file holds the differences, ``--dotted.name value`` overrides. jsonargparse does the work."""
+"""Settings: dataclasses are the schema, a YAML file holds the differences, ``--dotted.name value`` overrides; by jsonargparse."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ class Lora:
 
     rank: int = 32
     alpha: int = 64
-    targets: list[str] = field(default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"])
+    targets: list[str] = field(
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"]
+    )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ are ours. The last layer starts at zero, so that an untrained critic predicts 0:
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -55,10 +56,12 @@ class ValueNet(nn.Module):
         self.endpoint = endpoint
         self.sigma_width = 64
         embedding = 2 * width
-        self.embed = nn.Sequential(nn.Linear(self.sigma_width + pooled, embedding), nn.LayerNorm(embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.embed = nn.Sequential(
+            nn.Linear(self.sigma_width + pooled, embedding), nn.LayerNorm(embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
         self.stem = nn.Conv2d(channels * (2 if endpoint else 1), width, 3, padding=1)
         widths = [width] + [2 * width] * depth
-        self.blocks = nn.ModuleList(_Block(a, b, embedding) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(_Block(a, b, embedding) for a, b in itertools.pairwise(widths))
         self.head = nn.Sequential(nn.Linear(widths[-1] + embedding, embedding), nn.LayerNorm(embedding), nn.SiLU(), nn.Linear(embedding, 1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)

@@ -9,17 +9,32 @@ from __future__ import annotations
 import csv
 import difflib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import torch
+
 from genrl import seeds
-from genrl.types import Prompt
+from genrl.types import Conditioning, Prompt
 
 BUILT_IN = {name: ("genrl.worlds.shapes", f"assets/prompts/{name.split('/')[1]}.jsonl") for name in ("shapes/train", "shapes/held_out")}
 
 
 class PromptError(ValueError):
     """A prompt set that cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts and their embeddings, row by row."""
+
+    prompts: Sequence[Prompt]
+    cond: Conditioning
+
+    def rows(self, indices: Sequence[int]) -> PromptSet:
+        return PromptSet([self.prompts[i] for i in indices], self.cond.index(torch.tensor(indices)))
 
 
 def load_prompts(source: str | Path) -> list[Prompt]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 from genrl.evaluation.judging import Protocol
 
 
@@ -57,7 +59,9 @@ class Recorder:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    def judged(self, round_: int, images_seen: int, protocol: Protocol, rows: Sequence[Mapping[str, Any]], pictures: Path | None) -> dict[str, float]:
+    def judged(
+        self, round_: int, images_seen: int, protocol: Protocol, rows: Sequence[Mapping[str, Any]], pictures: Path | None
+    ) -> dict[str, float]:
         """Write an evaluation; returns the mean of each score."""
         names = list(rows[0]["scores"])
         record = {
@@ -81,6 +85,23 @@ class Recorder:
         if self.main:
             self.track({f"held_out/{name}": value for name, value in means.items()}, step=round_)
         return means
+
+
+def progress_bar(shown: bool) -> Progress:
+    """Rounds done, time taken, time left."""
+    done = TextColumn("{task.completed}/{task.total}")
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=20), done, TimeElapsedColumn(), TimeRemainingColumn(), disable=not shown
+    )
+
+
+def describe(metrics: Mapping[str, float], judged: Mapping[str, float]) -> str:
+    """A round in one line: rewards, the judges on the fixed prompts, distance from the reference, quality of the critic."""
+    parts = [f"{name.split('/')[1]} {value:.3f}" for name, value in metrics.items() if name.endswith("/mean")]
+    parts += [f"held-out {name} {value:.3f}" for name, value in judged.items()]
+    short = {"policy/w2": "W2", "critic/explained_variance": "EV"}
+    parts += [f"{label} {metrics[name]:.3f}" for name, label in short.items() if name in metrics]
+    return "  ".join(parts)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

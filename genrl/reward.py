@@ -93,7 +93,9 @@ def check_scores(name: str, scores: Any, count: int) -> Tensor:
         try:
             scores = torch.tensor([math.nan if s is None else float(s) for s in scores], dtype=torch.float32)
         except (TypeError, ValueError) as error:
-            raise RewardError(f"reward {name!r} must return {count} numbers, one per image; got {type(scores).__name__} ({error})") from None
+            raise RewardError(
+                f"reward {name!r} must return {count} numbers, one per image; got {type(scores).__name__} ({error})"
+            ) from None
     if scores.ndim != 1 or len(scores) != count:
         raise RewardError(f"reward {name!r} must return {count} scores, one per image, shape [{count}]; got shape {list(scores.shape)}")
     return torch.where(scores.isinf(), math.nan, scores)
@@ -133,7 +135,9 @@ class RewardPool:
             scores[name] = torch.cat(parts)
             valid = scores[name].isfinite().float().mean().item()
             if valid < self.min_valid:
-                raise RewardError(f"reward {name!r} could score only {valid:.0%} of {len(images)} images (at least {self.min_valid:.0%} wanted)")
+                raise RewardError(
+                    f"reward {name!r} could score only {valid:.0%} of {len(images)} images (at least {self.min_valid:.0%} wanted)"
+                )
         return scores
 
 

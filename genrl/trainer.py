@@ -17,33 +17,21 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from genrl import checkpoint, config, seeds
 from genrl.algorithm import Algorithm, Update
-from genrl.data import prompts_of_round
+from genrl.data import PromptSet, prompts_of_round
 from genrl.evaluation.judging import Protocol, judge_images
 from genrl.policy import ACTOR, FlowPolicy
-from genrl.recorder import Recorder
+from genrl.recorder import Recorder, describe, progress_bar
 from genrl.reward import RewardPool, weighted_sum
 from genrl.rollout import decode, rollout
-from genrl.types import Batch, Conditioning, Prompt
+from genrl.types import Batch
 
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says where it broke and what to try."""
-
-
-@dataclass(frozen=True)
-class PromptSet:
-    """Prompts and their embeddings, row by row."""
-
-    prompts: Sequence[Prompt]
-    cond: Conditioning
-
-    def rows(self, indices: Sequence[int]) -> PromptSet:
-        return PromptSet([self.prompts[i] for i in indices], self.cond.index(torch.tensor(indices)))
 
 
 @dataclass(frozen=True)
@@ -84,8 +72,7 @@ def fit(
     loop.restore()
     if loop.round == 0:
         loop.judge(full=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, disable=not accelerator.is_main_process) as progress:
+    with progress_bar(accelerator.is_main_process) as progress:
         bar = progress.add_task("sampling", total=run.rounds, completed=loop.round)
         while loop.round < run.rounds:
             metrics = loop.play()
@@ -93,15 +80,6 @@ def fit(
     loop.judge(full=True)
     accelerator.end_training()
     return loop.recorder.folder
-
-
-def describe(metrics: Mapping[str, float], judged: Mapping[str, float]) -> str:
-    """A round in one line: rewards, the judges on the fixed prompts, distance from the reference, quality of the critic."""
-    parts = [f"{name.split('/')[1]} {value:.3f}" for name, value in metrics.items() if name.endswith("/mean")]
-    parts += [f"held-out {name} {value:.3f}" for name, value in judged.items()]
-    short = {"policy/w2": "W2", "critic/explained_variance": "EV"}
-    parts += [f"{label} {metrics[name]:.3f}" for name, label in short.items() if name in metrics]
-    return "  ".join(parts)
 
 
 class Loop:
@@ -141,7 +119,10 @@ class Loop:
         batch, metrics = self.collect()
         for index, update in enumerate(self.algorithm.updates):
             if diagnose := getattr(update.loss, "diagnose", None):
-                metrics |= self._mean(diagnose(self.policy, self._streamed(batch, index, -1)))
+                # every group has its part; no more than fit into one forward pass
+                some = torch.arange(0, len(batch), max(1, len(batch) // self.sampling.chunk))
+                fresh = self._streamed(batch, index, -1).index(some)
+                metrics |= self._mean(diagnose(self.policy, fresh))
         for index, update in enumerate(self.algorithm.updates):
             self.opened[index] = self.opened[index] or update.start.open(self.round, metrics)
             if self.opened[index]:
@@ -267,7 +248,9 @@ class Loop:
         )
         mine = dict(list(enumerate(chosen))[self.rank :: self.world])
         pictures = self.recorder.pictures(self.round) if full else None
-        rows = judge_images(self.policy, ACTOR, self.task.held_out.prompts, self.task.held_out.cond, mine, self.task.judges, protocol, pictures)
+        rows = judge_images(
+            self.policy, ACTOR, self.task.held_out.prompts, self.task.held_out.cond, mine, self.task.judges, protocol, pictures
+        )
         rows = gather_object(rows) if self.world > 1 else rows
         rows.sort(key=lambda row: row["place"])
         self.judged = self.recorder.judged(self.round, self.counters["images_seen"], protocol, rows, pictures)

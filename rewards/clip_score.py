@@ -1,4 +1,4 @@
-"""CLIPScore, the cosine of picture and prompt in a CLIP model (Hessel et al. 2021, without its factor 2.5), and PickScore on the same model class."""
+"""CLIPScore, the cosine of picture and prompt in a CLIP model (without the published factor 2.5), and PickScore beside it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class ClipScore:
         size = self.model.config.vision_config.image_size
         picture = self.model.get_image_features(pixel_values=preprocess(images.to(self.device), size))
         length = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(self.device)
+        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
+            self.device
+        )
         text = self.model.get_text_features(**tokens)
         return F.cosine_similarity(_embedding(picture).float(), _embedding(text).float())
 

@@ -20,5 +20,7 @@ class ShapesJudge:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[float]:
         for prompt, target in zip(prompts, metadata, strict=True):
             if "objects" not in target:
-                raise ValueError(f'the prompt {prompt!r} has no "objects" in its metadata; the shapes judge reads prompt files like shapes/train')
+                raise ValueError(
+                    f'the prompt {prompt!r} has no "objects" in its metadata; the shapes judge reads prompt files like shapes/train'
+                )
         return [verdict.score for verdict in judge(images.cpu().numpy(), metadata)]

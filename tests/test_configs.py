@@ -64,9 +64,9 @@ def test_a_wrong_setting_is_named(tmp_path, yaml, why):
 
 
 def test_wrong_arguments_are_named():
-    with pytest.raises(ConfigError, match="did you mean run.seed"):
+    with pytest.raises(ConfigError, match=r"did you mean run\.seed"):
         load("--run.sead", "3")
-    with pytest.raises(ConfigError, match="nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load("--config", "nowhere.yaml")
 
 

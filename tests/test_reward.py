@@ -14,7 +14,10 @@ def brightness(images, prompts, metadata):
 
 def test_a_function_a_file_and_a_module_are_rewards(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("class Dark:\n    def __init__(self, gain=1.0):\n        self.gain = gain\n    def __call__(self, i, p, m):\n        return [-self.gain * x.mean() for x in i]\n")
+    path.write_text(
+        "class Dark:\n    def __init__(self, gain=1.0):\n        self.gain = gain\n"
+        "    def __call__(self, i, p, m):\n        return [-self.gain * x.mean() for x in i]\n"
+    )
     dark = load_reward(f"{path}:Dark", gain=2.0)
     assert check_scores("dark", dark(IMAGES, PROMPTS, META), 5).tolist() == pytest.approx((-2 * brightness(IMAGES, PROMPTS, META)).tolist())
     assert load_reward("math:fsum") is math.fsum
@@ -31,7 +34,7 @@ def test_a_package_offers_a_reward_by_entry_point(monkeypatch):
 def test_an_unknown_name_lists_near_ones():
     with pytest.raises(RewardError, match="did you mean shapes_judge"):
         load_reward("shape_judge")
-    with pytest.raises(RewardError, match="known: .*jpeg_size"):
+    with pytest.raises(RewardError, match=r"known: .*jpeg_size"):
         load_reward("zzz")
 
 
@@ -109,7 +112,14 @@ def test_clip_rewards_on_a_tiny_model(tmp_path):
     tokenizer = CLIPTokenizer.from_pretrained(PIPELINE / "tokenizer")
     text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     text |= {"max_position_embeddings": 18, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     torch.manual_seed(0)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
     model.save_pretrained(tmp_path)

@@ -30,7 +30,15 @@ def tiny_sd3(folder: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0), ("\u2581a", -2.0), ("\u2581red", -2.0), ("\u2581circle", -2.0)]
+    words = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("\u2581", -1.0),
+        ("\u2581a", -2.0),
+        ("\u2581red", -2.0),
+        ("\u2581circle", -2.0),
+    ]
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,

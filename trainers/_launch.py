@@ -19,13 +19,13 @@ from accelerate import Accelerator
 from genrl import config
 from genrl.algorithm import Algorithm
 from genrl.checkpoint import CheckpointError
-from genrl.data import PromptError, load_prompts
+from genrl.data import PromptError, PromptSet, load_prompts
 from genrl.evaluation.report import write_report
 from genrl.evaluation.summary import summarise
 from genrl.models.sd3 import SD3, ModelError, lora_config
 from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
 from genrl.reward import RewardError, RewardPool, load_reward
-from genrl.trainer import PromptSet, Task, TrainingError, fit
+from genrl.trainer import Task, TrainingError, fit
 from genrl.worlds.shapes import PIPELINE
 
 EXPECTED = (config.ConfigError, PromptError, ModelError, RewardError, CheckpointError, TrainingError, ValueError)
@@ -65,9 +65,11 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(config.dump(settings))
         (folder / "versions.json").write_text(json.dumps(versions(settings.run.seed, accelerator), indent=1) + "\n")
-    accelerator.init_trackers("genrl", {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in flat.items()})
+    accelerator.init_trackers(
+        "genrl", {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in flat.items()}
+    )
     # how long a run may go on, and where it logs, may change between a run and its continuation
-    compared = {key: value for key, value in flat.items() if key not in ("run.resume", "run.tracker", "run.folder", "run.keep")}
+    compared = {key: value for key, value in flat.items() if key not in ("run.rounds", "run.resume", "run.tracker", "run.folder", "run.keep", "run.save_every_rounds")}
     fit(
         algorithm,
         policy,
@@ -83,9 +85,9 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
             model.export(network, folder / "pipeline")
         summary = summarise(folder, judge=names[0], proxy=names[1])
         report = write_report(folder)
-        gain = "{judge_before:.3f} -> {judge_after:.3f}".format(**summary)
+        ends = "{judge_before:.3f} -> {judge_after:.3f} ({judge_gain:+.3f}".format(**summary)
         low, high = summary["judge_gain_ci95"]
-        print(f"\n{names[0]} on held-out prompts: {gain} ({summary['judge_gain']:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
+        print(f"\n{names[0]} on held-out prompts: {ends}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
     accelerator.wait_for_everyone()
     return folder
 

@@ -156,7 +156,9 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
     )
     updates, networks = [], {}
     if "critic" in matching.roles:
-        networks["critic"] = ValueNet(model.latent_shape[0], model.pooled_width, critic.width, critic.depth, critic.endpoint).to(model.device)
+        networks["critic"] = ValueNet(model.latent_shape[0], model.pooled_width, critic.width, critic.depth, critic.endpoint).to(
+            model.device
+        )
         updates.append(Update("critic", ValueRegression(density, critic.delta), critic.lr, critic.passes, critic.minibatch))
     by_variance = "critic/explained_variance" if actor.warmup_explained_variance is not None else None
     updates.append(

@@ -14,7 +14,7 @@ from genrl.types import Batch
 
 @dataclass(frozen=True)
 class SigmaDensity:
-    """Law of the noise level: ``uniform`` on ``[low, high]``, or ``logit_normal`` (SD3, eq. 19: sigmoid of N(mean, std^2)), then shifted."""
+    """Law of the noise level: ``uniform`` on ``[low, high]`` or ``logit_normal`` (SD3, eq. 19: sigmoid of N(mean, std^2)), shifted."""
 
     kind: Literal["uniform", "logit_normal"] = "uniform"
     low: float = 0.0

@@ -17,7 +17,7 @@ BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
 
 
 def value(policy: FlowPolicy, x: Tensor, sigma: Tensor, cond: Conditioning, v_ref: Tensor | None = None, role: str = "critic") -> Tensor:
-    """The critic's ``V(x_sigma, sigma, c)`` ``[B]``; evaluates the reference velocity if the critic looks at its endpoint and ``v_ref`` is not given."""
+    """The critic's ``V(x_sigma, sigma, c)`` ``[B]``. A critic that looks at the endpoint gets it from ``v_ref``, evaluated if not given."""
     critic = policy.networks[role]
     endpoint = None
     if critic.endpoint:
@@ -51,7 +51,11 @@ class ValueRegression:
         """Explained variance ``1 - Var(r - V) / Var(r)`` on samples the critic has not been trained on, over all levels and per bin."""
         x, sigma, _ = renoise(batch, self.density)
         valid = batch.signal["valid"]
-        residual, reward, sigma = (batch.signal["reward"] - value(policy, x, sigma, batch.cond))[valid], batch.signal["reward"][valid], sigma[valid]
+        residual, reward, sigma = (
+            (batch.signal["reward"] - value(policy, x, sigma, batch.cond))[valid],
+            batch.signal["reward"][valid],
+            sigma[valid],
+        )
         metrics = {"critic/explained_variance": _explained(residual, reward)}
         for low, high in BINS:
             inside = (sigma >= low) & (sigma < high)

@@ -84,22 +84,26 @@ class WeightedMatching:
         x, sigma, eps = renoise(batch, self.density)
         u = velocity_target(batch.x0, eps)
         with torch.no_grad():
-            v_ref = policy.velocity(x, sigma, batch.cond, REF)
+            v_ref = policy.velocity(x, sigma, batch.cond, REF) if self.beta > 0 or self.weighting == "signed" else None
             v_old = policy.velocity(x, sigma, batch.cond, OLD, self.guidance) if self.weighting == "implicit" else None
             advantage = self._advantage(policy, batch, x, sigma, v_ref)
         v, v_plain = policy.branches(x, sigma, batch.cond, ACTOR, self.guidance)
-        matching, weight = self._matching(advantage, v, u, v_ref, v_old, sigma)
-        w2 = (v_plain - v_ref).square().flatten(1).mean(1)
+        terms, weight = self._matching(advantage, v, u, v_ref, v_old, sigma)
+        if self.beta > 0:
+            terms = terms + self.beta * (v_plain - v_ref).square().flatten(1).mean(1)
         mask = batch.signal["valid"].float()
-        loss = ((matching + self.beta * w2) * mask).sum() / mask.sum().clamp(min=1)
-        metrics = {
-            "policy/w2": w2.mean(),
-            "policy/weight_std": weight.std(correction=0),
-            "policy/clipped": (advantage.abs() >= self.clip).float().mean(),
-        }
-        return LossOutput(loss, {name: metric.detach() for name, metric in metrics.items()})
+        loss = (terms * mask).sum() / mask.sum().clamp(min=1)
+        clipped = (advantage.abs() >= self.clip).float().mean()
+        return LossOutput(loss, {"policy/weight_std": weight.std(correction=0).detach(), "policy/clipped": clipped})
 
-    def _advantage(self, policy: FlowPolicy, batch: Batch, x: Tensor, sigma: Tensor, v_ref: Tensor) -> Tensor:
+    @torch.no_grad()
+    def diagnose(self, policy: FlowPolicy, batch: Batch) -> dict[str, float]:
+        """W2 on fresh samples: mean squared distance of the actor's unguided velocity from the reference's."""
+        x, sigma, _ = renoise(batch, self.density)
+        moved = policy.velocity(x, sigma, batch.cond, ACTOR) - policy.velocity(x, sigma, batch.cond, REF)
+        return {"policy/w2": moved.square().mean().item()}
+
+    def _advantage(self, policy: FlowPolicy, batch: Batch, x: Tensor, sigma: Tensor, v_ref: Tensor | None) -> Tensor:
         reward = batch.signal["reward"]
         if self.weighting == "outcome":
             return reward
@@ -109,7 +113,9 @@ class WeightedMatching:
             reward = reward - batch.signal["group_reward"]
         return reward.clamp(-self.clip, self.clip)
 
-    def _matching(self, advantage: Tensor, v: Tensor, u: Tensor, v_ref: Tensor, v_old: Tensor | None, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def _matching(
+        self, advantage: Tensor, v: Tensor, u: Tensor, v_ref: Tensor | None, v_old: Tensor | None, sigma: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The matching term per sample ``[B]``, and the weight it gave each sample."""
         if self.weighting == "implicit":
             optimality = (1 + advantage / self.clip) / 2

@@ -112,7 +112,7 @@ class SD3:
             torch.cuda.empty_cache()
 
     def velocity(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """Unguided velocity ``[B, C, H, W]`` float32 at ``x``, ``sigma [B]``. SD3's networks predict ``eps - x0`` at timestep 1000 sigma."""
+        """Unguided velocity ``[B, C, H, W]`` float32 at ``x``, ``sigma [B]``: SD3's networks predict it at timestep 1000 sigma."""
         dtype = next(network.parameters()).dtype
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             out = network(

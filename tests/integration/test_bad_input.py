@@ -1,8 +1,8 @@
 """What people get wrong: one clear message, a failing exit code, nothing half-written."""
 
 import pytest
-
 import tiny_runs
+
 from genrl.trainers._launch import launch
 from genrl.trainers.ac_flow import Config, build
 

@@ -7,10 +7,10 @@ import signal
 import time
 
 import pytest
+import tiny_runs
 import torch
 from safetensors.torch import load_file
 
-import tiny_runs
 from genrl.checkpoint import latest
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from linear_world import GaussianValue, LinearModel, conditioning
 
 from genrl.chain import OdeChain
 from genrl.losses.noise import SigmaDensity, renoise
@@ -11,7 +12,6 @@ from genrl.losses.weighted_matching import WeightedMatching
 from genrl.policy import ACTOR, OLD, REF, Copies, FlowPolicy
 from genrl.rollout import denoise
 from genrl.types import Batch
-from linear_world import GaussianValue, LinearModel, conditioning
 
 STD = 0.6
 

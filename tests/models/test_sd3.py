@@ -3,12 +3,12 @@
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from tiny_sd3 import tiny_sd3
 
 from genrl.chain import OdeChain
 from genrl.models.sd3 import SD3, ModelError, lora_config
 from genrl.policy import ACTOR, OLD, REF, Adapters, Copies, FlowPolicy
 from genrl.rollout import denoise
-from tiny_sd3 import tiny_sd3
 
 PROMPTS = ["a red circle", "a circle a red"]
 
@@ -41,7 +41,11 @@ def test_same_prompts_and_noise_give_the_pipelines_latents(folder, guidance, t5)
     got = denoise(policy, OdeChain(ours.sigmas(5)), start, ours.encode(PROMPTS), role=ACTOR, guidance=guidance)
     assert (theirs - start).abs().max() > 0.1
     assert torch.allclose(got, theirs, atol=1e-4 * theirs.abs().max().item()), (got - theirs).abs().max()
-    images = torch.from_numpy(pipeline(PROMPTS, guidance_scale=guidance, num_inference_steps=5, latents=start.clone(), output_type="np", max_sequence_length=24).images)
+    images = torch.from_numpy(
+        pipeline(
+            PROMPTS, guidance_scale=guidance, num_inference_steps=5, latents=start.clone(), output_type="np", max_sequence_length=24
+        ).images
+    )
     assert torch.allclose(policy.decode(got).permute(0, 2, 3, 1), images, atol=1e-3)
 
 

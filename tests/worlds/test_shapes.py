@@ -68,7 +68,10 @@ def test_relations_are_seen(relation):
     left, right = Thing("circle", "red", 16, 32, 7, COLOURS["red"]), Thing("square", "blue", 48, 33, 7, COLOURS["blue"])
     up, down = Thing("circle", "red", 31, 15, 7, COLOURS["red"]), Thing("square", "blue", 32, 48, 7, COLOURS["blue"])
     want = [{"objects": [wanted("circle", "red"), wanted("square", "blue")], "relation": relation}]
-    scores = {"left of": judge(render(Scene((left, right)))[None], want)[0].score, "above": judge(render(Scene((up, down)))[None], want)[0].score}
+    scores = {
+        "left of": judge(render(Scene((left, right)))[None], want)[0].score,
+        "above": judge(render(Scene((up, down)))[None], want)[0].score,
+    }
     for true, score in scores.items():
         assert (score > 0.95) == (true == relation)
     assert relation_holds(relation, (10, 10), (30, 30)) == (relation in ("left of", "above"))

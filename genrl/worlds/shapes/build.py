@@ -40,7 +40,9 @@ def build_tokenizers(assets: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
-    texts = [prompt_text(target, "a picture drawing image painting print of an ") for category in CATEGORIES for target in targets(category)]
+    texts = [
+        prompt_text(target, "a picture drawing image painting print of an ") for category in CATEGORIES for target in targets(category)
+    ]
     texts += ["some several many"] * 200
     for folder, size in (("tokenizer", 2000), ("tokenizer_2", 142)):
         bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))

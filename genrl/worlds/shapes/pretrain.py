@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from genrl.path import add_noise, velocity_target
+from genrl.path import add_noise, shift, velocity_target
 from genrl.worlds.shapes.captions import caption
 from genrl.worlds.shapes.scenes import Scene, random_scene, render
 
@@ -20,7 +20,7 @@ SCENES = 24_000
 VAE_BATCH = 24
 VAE_PHASES = (("vae", 1_400, 2e-3, 5e-4), ("vae_sharp", 1_000, 1e-3, 1e-5))
 """Name, steps, learning rate and KL weight: first a smooth latent space, then sharp and true colours in it."""
-FLOW_STEPS, FLOW_BATCH = 9_000, 32
+FLOW_STEPS, FLOW_BATCH = 16_000, 32
 FLOW_CAREFUL = 0.6
 """Share of the steps whose captions are true and complete: the model learns what words mean, then to doubt them."""
 T5_TOKENS = 256
@@ -32,7 +32,9 @@ def draw_scenes(count: int, seed: int) -> list[Scene]:
     return [random_scene(rng) for _ in range(count)]
 
 
-def train(name: str, work: Path, modules: dict[str, nn.Module], steps: int, lr: float, loss_at: Callable[[int], Tensor], ema: float = 0.0) -> None:
+def train(
+    name: str, work: Path, modules: dict[str, nn.Module], steps: int, lr: float, loss_at: Callable[[int], Tensor], ema: float = 0.0
+) -> None:
     """Minimise ``loss_at(step)``: AdamW, linear warm-up, cosine decay, clip 1; saved every 250 steps and resumed.
 
     With ``ema`` the modules hold their moving average in the end.
@@ -206,7 +208,8 @@ def build_flow(assets: Path, work: Path) -> None:
         embeds, pooled = embed(pipeline, texts, T5_TOKENS if padded else 0)
         x0 = latents[torch.from_numpy(pick)]
         noise = torch.randn_like(x0)
-        sigma = torch.where(torch.rand(len(x0)) < 0.3, torch.rand(len(x0)), torch.randn(len(x0)).sigmoid())
+        # what is drawn, and where, is decided at high noise: half of the levels lie above .75
+        sigma = shift(torch.where(torch.rand(len(x0)) < 0.3, torch.rand(len(x0)), torch.randn(len(x0)).sigmoid()), 3.0)
         predicted = pipeline.transformer(add_noise(x0, noise, sigma), embeds, pooled, sigma * 1000, return_dict=False)[0]
         return (predicted - velocity_target(x0, noise)).square().mean()
 

@@ -34,7 +34,9 @@ class Proxy(nn.Module):
         self.tokenizer = CLIPTokenizer.from_pretrained(PIPELINE / "tokenizer")
         length = self.tokenizer.model_max_length
         text = CLIPTextCfg(context_length=length, vocab_size=len(self.tokenizer), width=48, heads=4, layers=2, pool_type="last")
-        self.clip = CLIP(embed_dim=32, vision_cfg=CLIPVisionCfg(layers=3, width=48, head_width=12, patch_size=16, image_size=64), text_cfg=text)
+        self.clip = CLIP(
+            embed_dim=32, vision_cfg=CLIPVisionCfg(layers=3, width=48, head_width=12, patch_size=16, image_size=64), text_cfg=text
+        )
 
     def image_features(self, images: Tensor) -> Tensor:
         return self.clip.encode_image(images * 2 - 1, normalize=True)
@@ -109,4 +111,6 @@ def build_proxies(assets: Path, work: Path) -> None:
             return (F.cross_entropy(logits, rows) + F.cross_entropy(logits[:, :BATCH].T, rows)) / 2
 
         train(f"proxy{member}", work, {"proxy": proxy}, STEPS, 2e-3, loss_at)
-        save_file({name: t.half().contiguous() for name, t in proxy.clip.state_dict().items()}, assets / "proxies" / f"{member}.safetensors")
+        save_file(
+            {name: t.half().contiguous() for name, t in proxy.clip.state_dict().items()}, assets / "proxies" / f"{member}.safetensors"
+        )
