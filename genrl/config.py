@@ -130,11 +130,13 @@ class Term:
 
     Args:
         name: built-in name, entry point, package.module:Name or path/to/file.py:Name.
+        label: what it is called in logs and reports; its name if empty.
         weight: its factor in the trained sum.
         options: passed to the reward.
     """
 
     name: str = "shapes_judge"
+    label: str = ""
     weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 

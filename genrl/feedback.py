@@ -51,7 +51,7 @@ class ShapedReward:
         valid = reward.isfinite()
         if self.mean is None or self.std is None:
             self.mean = float(reward[valid].mean())
-            self.std = max(float(reward[valid].std()), 1e-6)
+            self.std = max(float(reward[valid].std(correction=0)), 1e-6)
         shaped = torch.where(valid, shape_reward(reward, self.mean, self.std, self.kind, self.scale), 0.0)
         return {"reward": shaped, "group_reward": group_mean(shaped, group, valid), "valid": valid}
 

@@ -79,6 +79,9 @@ class Adapters:
         if not self._layers:
             raise ValueError(f"LoRA found no layer to adapt: none of {lora.target_modules} is in {type(network).__name__}")
         named = [(name, p) for name, p in network.named_parameters() if ".lora_" in name]
+        for _, parameter in named:
+            # over a bfloat16 base peft makes bfloat16 adapters, whose small steps would round away
+            parameter.data = parameter.data.float()
         self._own = {role: {n.replace(f".{role}.", "."): p for n, p in named if f".{role}." in n} for role in roles if role != REF}
         first, *others = self._own.values()
         for own in others:

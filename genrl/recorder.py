@@ -55,9 +55,8 @@ class Recorder:
         self.track({k: v for k, v in line.items() if k != "round"}, step=int(line["round"]))
 
     def pictures(self, round_: int) -> Path:
-        path = self.folder / "evaluations" / f"round-{round_:05d}"
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        """Folder for the pictures of a full evaluation."""
+        return self.folder / "evaluations" / f"round-{round_:05d}"
 
     def judged(
         self, round_: int, images_seen: int, protocol: Protocol, rows: Sequence[Mapping[str, Any]], pictures: Path | None

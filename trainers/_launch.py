@@ -61,6 +61,7 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
     sets = [PromptSet(prompts, cond.index(torch.tensor([rows[p.text] for p in prompts]))) for prompts in (train, held_out)]
     task = Task(*sets, rewards=rewards, weights=weights, judges=judges)
     flat = config.flatten(settings)
+    algorithm.validate(policy)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(config.dump(settings))
@@ -96,11 +97,15 @@ def load_rewards(settings: config.Rewards) -> tuple[RewardPool, dict[str, float]
     """The pool that trains with its weights, the pool that judges, and the labels of (judge, trained reward) for reports."""
     if not settings.train:
         raise config.ConfigError("rewards.train is empty; name at least one reward to learn from")
-    loaded = {term.name: load_reward(term.name, **term.options) for term in [*settings.train, *settings.judges]}
-    pool = RewardPool({term.name: loaded[term.name] for term in settings.train}, settings.batch, settings.min_valid)
+    terms = {term.label or term.name: term for term in [*settings.train, *settings.judges]}
+    if len(terms) < len(settings.train) + len(settings.judges):
+        raise config.ConfigError("two rewards have the same name; give one of them a label of its own")
+    loaded = {label: load_reward(term.name, **term.options) for label, term in terms.items()}
+    trained = [label for label, term in terms.items() if term in settings.train]
+    pool = RewardPool({label: loaded[label] for label in trained}, settings.batch, settings.min_valid)
     everyone = RewardPool(loaded, settings.batch, settings.min_valid)
-    first = settings.judges[0].name if settings.judges else settings.train[0].name
-    return pool, {term.name: term.weight for term in settings.train}, everyone, (first, settings.train[0].name)
+    judging = [label for label in terms if label not in trained]
+    return pool, {label: terms[label].weight for label in trained}, everyone, ((judging or trained)[0], trained[0])
 
 
 def load_model(settings: config.Model, device: torch.device) -> SD3:

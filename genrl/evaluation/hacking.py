@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from genrl.evaluation import plots
-from genrl.evaluation.statistics import bootstrap_interval, paired_gain, spearman
+from genrl.evaluation.statistics import bootstrap_interval, paired_gain, prompt_means, spearman
 
 Level = Literal["trained on the judge itself", "cannot tell", "not hacked", "partly hacked", "hacked"]
 
@@ -42,15 +42,6 @@ class Verdict:
     level: Level
     sentence: str
     numbers: dict[str, float] = field(default_factory=dict)
-
-
-def prompt_means(scores: np.ndarray) -> np.ndarray:
-    """Mean over the images of each prompt: ``[P, N] -> [P]``. NaN (cannot score) is left out; all NaN stays NaN."""
-    scores = np.asarray(scores, dtype=float)
-    known = ~np.isnan(scores)
-    count = known.sum(axis=1)
-    total = np.where(known, scores, 0.0).sum(axis=1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def in_base_units(series: list[np.ndarray]) -> np.ndarray:

@@ -80,6 +80,7 @@ def judge_images(
                 }
             )
             if pictures:
+                pictures.mkdir(parents=True, exist_ok=True)
                 for k, image in enumerate(images[own]):
                     to_pil(image).save(pictures / f"{place:05d}-{k}.png")
     return rows

@@ -6,6 +6,15 @@ import numpy as np
 from scipy import stats
 
 
+def prompt_means(scores: np.ndarray) -> np.ndarray:
+    """Mean over the images of each prompt: ``[P, N] -> [P]``. NaN (cannot score) is left out; all NaN stays NaN."""
+    scores = np.asarray(scores, dtype=float)
+    known = ~np.isnan(scores)
+    count = known.sum(axis=1)
+    total = np.where(known, scores, 0.0).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def bootstrap_interval(values: np.ndarray, seed: int = 0, draws: int = 2000) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean over the first axis; NaN entries are left out."""
     values = np.asarray(values, float)

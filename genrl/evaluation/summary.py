@@ -8,20 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from genrl.evaluation.statistics import paired_gain
+from genrl.evaluation.statistics import paired_gain, prompt_means
 
 
 def full_evaluations(run: Path) -> list[dict[str, Any]]:
     """The evaluations with pictures, that is over the whole held-out set, oldest first."""
     every = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("round-*.json"))]
     return [record for record in every if record["images"]]
-
-
-def per_prompt(record: dict[str, Any], score: str) -> np.ndarray:
-    """Mean score of each prompt's images, ``[P]``; NaN where none could be scored."""
-    values = np.asarray(record["scores"][score], float)
-    count = np.isfinite(values).sum(1)
-    return np.where(count > 0, np.nansum(values, 1) / np.maximum(count, 1), np.nan)
 
 
 def summarise(run: Path, judge: str, proxy: str) -> dict[str, Any]:
@@ -34,7 +27,7 @@ def summarise(run: Path, judge: str, proxy: str) -> dict[str, Any]:
     before, after = evaluations[0], evaluations[-1]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     seconds = [json.loads(line)["seconds"] for line in (run / "timing.jsonl").read_text().splitlines()]
-    first, last = per_prompt(before, judge), per_prompt(after, judge)
+    first, last = prompt_means(before["scores"][judge]), prompt_means(after["scores"][judge])
     gain, low, high = paired_gain(first, last)
     categories = np.asarray([prompt["category"] for prompt in before["prompts"]])
     table = {}
@@ -60,8 +53,8 @@ def summarise(run: Path, judge: str, proxy: str) -> dict[str, Any]:
         "judge_after": float(np.nanmean(last)),
         "judge_gain": gain,
         "judge_gain_ci95": [low, high],
-        "proxy_before": float(np.nanmean(per_prompt(before, proxy))),
-        "proxy_after": float(np.nanmean(per_prompt(after, proxy))),
+        "proxy_before": float(np.nanmean(prompt_means(before["scores"][proxy]))),
+        "proxy_after": float(np.nanmean(prompt_means(after["scores"][proxy]))),
         "diversity_metric": metric,
         "diversity_before": diversity(before).get(metric),
         "diversity_after": diversity(after).get(metric),

@@ -81,7 +81,8 @@ class SD3:
         try:
             return StableDiffusion3Pipeline.from_pretrained(self.source, revision=self.revision, dtype=dtype, **parts)
         except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"cannot load {self.source!r} as a StableDiffusion3Pipeline: {error}") from error
+            absent = "" if Path(self.source).expanduser().is_dir() else " (there is no such folder, so it was looked up on the hub)"
+            raise ModelError(f"cannot load {self.source!r} as a StableDiffusion3Pipeline{absent}: {error}") from error
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], chunk: int = 64) -> Conditioning:

@@ -87,6 +87,15 @@ def test_lora_roles(folder):
             assert torch.equal(parameter, before[name.replace(".base_layer", "")]), name
 
 
+def test_adapters_over_a_bfloat16_base_learn_in_float32(folder):
+    model = SD3(str(folder), precision="bf16", frozen_dtype=torch.bfloat16, max_sequence_length=24)
+    policy = FlowPolicy(model, Adapters(model.network, (ACTOR, REF), lora_config(4, 8, ["to_q"])))
+    assert model.network.proj_out.weight.dtype == torch.bfloat16
+    assert all(t.dtype == torch.float32 for t in policy.parameters(ACTOR))
+    policy.velocity(noise(model), 0.5, model.encode(PROMPTS)).square().mean().backward()
+    assert any(t.grad.abs().max() > 0 for t in policy.parameters(ACTOR))
+
+
 def test_export_of_a_lora_is_a_plain_pipeline(folder, tmp_path):
     model = SD3(str(folder), max_sequence_length=24)
     policy = FlowPolicy(model, Adapters(model.network, (ACTOR, OLD, REF), lora_config(4, 8, ["to_q", "to_out.0"])))

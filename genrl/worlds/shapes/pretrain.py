@@ -20,7 +20,7 @@ SCENES = 24_000
 VAE_BATCH = 24
 VAE_PHASES = (("vae", 1_400, 2e-3, 5e-4), ("vae_sharp", 1_000, 1e-3, 1e-5))
 """Name, steps, learning rate and KL weight: first a smooth latent space, then sharp and true colours in it."""
-FLOW_STEPS, FLOW_BATCH = 20_000, 32
+FLOW_STEPS, FLOW_BATCH = 30_000, 32
 FLOW_CAREFUL = 0.8
 """Share of the steps whose captions are true and complete: the model learns what words mean, then to doubt them."""
 T5_TOKENS = 256
