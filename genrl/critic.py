@@ -40,7 +40,10 @@ class _Block(nn.Module):
 
 
 class ValueNet(nn.Module):
-    """``V(x_sigma, sigma, prompt)``: strided residual convolutions with FiLM, mean pooling, an MLP with layer normalisation.
+    """``V(x_sigma, sigma, prompt)``: strided residual convolutions with FiLM, pooled to 2 x 2, an MLP with layer normalisation.
+
+    Pooling keeps four quarters apart: a critic that averages over the whole map cannot tell left from right. The prompt
+    embedding is normalised first, for models differ in its scale by orders of magnitude.
 
     Args:
         channels: latent channels C.
@@ -56,13 +59,16 @@ class ValueNet(nn.Module):
         self.endpoint = endpoint
         self.sigma_width = 64
         embedding = 2 * width
+        self.prompt_norm = nn.LayerNorm(pooled, elementwise_affine=False)
         self.embed = nn.Sequential(
             nn.Linear(self.sigma_width + pooled, embedding), nn.LayerNorm(embedding), nn.SiLU(), nn.Linear(embedding, embedding)
         )
         self.stem = nn.Conv2d(channels * (2 if endpoint else 1), width, 3, padding=1)
         widths = [width] + [2 * width] * depth
         self.blocks = nn.ModuleList(_Block(a, b, embedding) for a, b in itertools.pairwise(widths))
-        self.head = nn.Sequential(nn.Linear(widths[-1] + embedding, embedding), nn.LayerNorm(embedding), nn.SiLU(), nn.Linear(embedding, 1))
+        self.norm = nn.GroupNorm(8, widths[-1])
+        joined = 4 * widths[-1] + embedding
+        self.head = nn.Sequential(nn.Linear(joined, embedding), nn.LayerNorm(embedding), nn.SiLU(), nn.Linear(embedding, 1))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
@@ -78,8 +84,9 @@ class ValueNet(nn.Module):
             if endpoint is None:
                 raise ValueError("this critic was built with endpoint=True and needs the endpoint x - sigma v_ref")
             x = torch.cat([x, endpoint], dim=1)
-        e = self.embed(torch.cat([sigma_features(sigma, self.sigma_width), pooled.float()], dim=-1))
+        e = self.embed(torch.cat([sigma_features(sigma, self.sigma_width), self.prompt_norm(pooled.float())], dim=-1))
         h = self.stem(x)
         for block in self.blocks:
             h = block(h, e)
-        return self.head(torch.cat([h.mean((2, 3)), e], dim=-1)).squeeze(-1)
+        quarters = F.adaptive_avg_pool2d(F.silu(self.norm(h)), 2).flatten(1)
+        return self.head(torch.cat([quarters, e], dim=-1)).squeeze(-1)

@@ -24,7 +24,8 @@ def test_sample_from_the_shapes_world(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["score", "nonsense", "x.png", "--prompt", "p"], ["report", "/nowhere"], ["config", "nothing"], ["sample", "/nowhere", "p"]]
+    "arguments",
+    [["score", "nonsense", "x.png", "--prompt", "p"], ["report", "/nowhere"], ["config", "nothing"], ["sample", "/nowhere", "p"]],
 )
 def test_a_failure_is_one_message(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:

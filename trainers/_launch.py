@@ -70,7 +70,11 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
         "genrl", {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in flat.items()}
     )
     # how long a run may go on, and where it logs, may change between a run and its continuation
-    compared = {key: value for key, value in flat.items() if key not in ("run.rounds", "run.resume", "run.tracker", "run.folder", "run.keep", "run.save_every_rounds")}
+    compared = {
+        key: value
+        for key, value in flat.items()
+        if key not in ("run.rounds", "run.resume", "run.tracker", "run.folder", "run.keep", "run.save_every_rounds")
+    }
     fit(
         algorithm,
         policy,

@@ -51,8 +51,15 @@ def test_the_critic_learns_from_each_of_its_inputs():
         critic, errors = ValueNet(4, 6, width=8, depth=1, endpoint=False), []
         optimizer = torch.optim.AdamW(critic.parameters(), lr=5e-3)
         for _ in range(200):
-            mean, sigma, pooled = torch.randn(64, generator=generator), torch.rand(64, generator=generator), torch.randn(64, 6, generator=generator)
-            inputs = {"picture": mean[:, None, None, None].expand(-1, 4, 8, 8), "level": sigma, "prompt": pooled}
+            mean, sigma, pooled = (
+                torch.randn(64, generator=generator),
+                torch.rand(64, generator=generator),
+                torch.randn(64, 6, generator=generator),
+            )
+            # the value lies in the left half only: a critic that averages over the map would miss it
+            picture = torch.zeros(64, 4, 8, 8)
+            picture[..., :4], picture[..., 4:] = mean.view(-1, 1, 1, 1), -mean.view(-1, 1, 1, 1)
+            inputs = {"picture": picture, "level": sigma, "prompt": pooled}
             inputs = {name: torch.zeros_like(value) if name == withheld else value for name, value in inputs.items()}
             loss = (critic(*inputs.values()) - mean - 4 * sigma - pooled[:, 0]).square().mean()
             optimizer.zero_grad()

@@ -130,7 +130,9 @@ def test_every_target_can_be_drawn_and_scores_full():
                 size = thing["size"] or ("small" if thing["count"] > 1 else "large")
                 specs += [(thing["shape"], thing["colour"] or "red", size)] * thing["count"]
             scenes = (build_scene(rng, specs) for _ in range(200))
-            fits = (s for s in scenes if not target["relation"] or relation_holds(target["relation"], *[(t.x, t.y) for t in s.things], margin=6))
+            fits = (
+                s for s in scenes if not target["relation"] or relation_holds(target["relation"], *[(t.x, t.y) for t in s.things], margin=6)
+            )
             assert judge(render(next(fits))[None], [target])[0].score > 0.9, target
 
 
