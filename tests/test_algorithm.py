@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from linear_world import LinearModel
 
 from genrl.algorithm import Algorithm, Slow, Start, Update
 from genrl.chain import OdeChain
@@ -9,7 +10,6 @@ from genrl.feedback import ShapedReward
 from genrl.losses.value import ValueRegression
 from genrl.losses.weighted_matching import WeightedMatching
 from genrl.policy import ACTOR, OLD, REF, Copies, FlowPolicy
-from linear_world import LinearModel
 
 GOOD = Algorithm(
     chain=OdeChain((1.0, 0.0)),

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from linear_world import LinearModel, conditioning
 
 from genrl.policy import ACTOR, OLD, REF, Copies, FlowPolicy
 from genrl.types import Conditioning
-from linear_world import LinearModel, conditioning
 
 
 @pytest.fixture
