@@ -20,7 +20,8 @@ class Loss(Protocol):
     """Pure objective. ``requires``: the signals it reads. It may also offer ``diagnose(policy, batch) -> metrics``, called
     once a round on fresh samples, before any update, and ``roles``, the roles it evaluates."""
 
-    requires: tuple[str, ...]
+    @property
+    def requires(self) -> tuple[str, ...]: ...
 
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput: ...
 
@@ -28,7 +29,8 @@ class Loss(Protocol):
 class Feedback(Protocol):
     """Scores ``[B]`` and groups ``[B]`` of the whole round to named signals ``[B]``; its state is checkpointed."""
 
-    signals: tuple[str, ...]
+    @property
+    def signals(self) -> tuple[str, ...]: ...
 
     def __call__(self, reward: Tensor, group: Tensor) -> dict[str, Tensor]: ...
     def state(self) -> dict[str, Any]: ...

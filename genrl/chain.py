@@ -27,7 +27,8 @@ class Step:
 class Chain(Protocol):
     """``sigmas``: levels from noise to data, strictly decreasing, ``T + 1`` of them; ``step``: the law of one transition."""
 
-    sigmas: tuple[float, ...]
+    @property
+    def sigmas(self) -> tuple[float, ...]: ...
 
     def step(self, x: Tensor, v: Tensor, sigma: Sigma, sigma_next: Sigma) -> Step: ...
 

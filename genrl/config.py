@@ -221,14 +221,14 @@ def keys(schema: type, prefix: str = "") -> list[str]:
     hints = get_type_hints(schema)
     for entry in fields(schema):
         kind = hints[entry.name]
-        found += keys(kind, f"{prefix}{entry.name}.") if is_dataclass(kind) else [prefix + entry.name]
+        found += keys(kind, f"{prefix}{entry.name}.") if isinstance(kind, type) and is_dataclass(kind) else [prefix + entry.name]
     return found
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> plain value (lists and mappings as JSON has them): what checkpoints compare and trackers show."""
     flat: dict[str, Any] = {}
-    for key, value in asdict(settings).items() if is_dataclass(settings) else settings.items():
+    for key, value in asdict(settings).items() if not isinstance(settings, dict) else settings.items():
         name = f"{prefix}{key}"
         flat |= flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
     return flat

@@ -68,9 +68,10 @@ class ValueNet(nn.Module):
         self.blocks = nn.ModuleList(_Block(a, b, embedding) for a, b in itertools.pairwise(widths))
         self.norm = nn.GroupNorm(8, widths[-1])
         joined = 4 * widths[-1] + embedding
-        self.head = nn.Sequential(nn.Linear(joined, embedding), nn.LayerNorm(embedding), nn.SiLU(), nn.Linear(embedding, 1))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        last = nn.Linear(embedding, 1)
+        self.head = nn.Sequential(nn.Linear(joined, embedding), nn.LayerNorm(embedding), nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(
         self,

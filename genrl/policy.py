@@ -27,9 +27,12 @@ class Generator(Protocol):
     ``[B, 3, H, W]`` in [0, 1], differentiably; ``unconditional`` is the conditioning of guidance's other branch.
     """
 
-    network: nn.Module
-    latent_shape: tuple[int, ...]
-    unconditional: Conditioning
+    @property
+    def network(self) -> nn.Module: ...
+    @property
+    def latent_shape(self) -> tuple[int, ...]: ...
+    @property
+    def unconditional(self) -> Conditioning: ...
 
     def velocity(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...
@@ -38,7 +41,8 @@ class Generator(Protocol):
 class Storage(Protocol):
     """Where roles live: ``use`` lends the network that plays a role, ``tensors`` names the weights that are the role's own."""
 
-    roles: tuple[str, ...]
+    @property
+    def roles(self) -> tuple[str, ...]: ...
 
     def use(self, role: str) -> Any: ...
     def tensors(self, role: str) -> dict[str, Tensor]: ...
@@ -59,7 +63,7 @@ class Copies:
         yield self._networks[role]
 
     def tensors(self, role: str) -> dict[str, Tensor]:
-        return dict(self._networks[role].named_parameters())
+        return {**dict(self._networks[role].named_parameters())}
 
 
 class Adapters:
@@ -68,14 +72,14 @@ class Adapters:
     Expects a diffusers model; ``lora`` is a ``peft.LoraConfig``. Adapters start equal, as the same random factors.
     """
 
-    def __init__(self, network: nn.Module, roles: tuple[str, ...], lora: Any, trained: tuple[str, ...] = (ACTOR,)):
+    def __init__(self, network: Any, roles: tuple[str, ...], lora: Any, trained: tuple[str, ...] = (ACTOR,)):
         self.roles = roles
         self._trained = trained
         self._network = network.requires_grad_(False).eval()
         for role in roles:
             if role != REF:
                 network.add_adapter(lora, adapter_name=role)
-        self._layers = [module for module in network.modules() if hasattr(module, "lora_A") and hasattr(module, "set_adapter")]
+        self._layers: list[Any] = [module for module in network.modules() if hasattr(module, "lora_A") and hasattr(module, "set_adapter")]
         if not self._layers:
             raise ValueError(f"LoRA found no layer to adapt: none of {lora.target_modules} is in {type(network).__name__}")
         named = [(name, p) for name, p in network.named_parameters() if ".lora_" in name]

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -62,10 +63,11 @@ def load_reward(name: str, **options: Any) -> Reward:
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
         raise RewardError(f"no reward named {name!r}; {hint} (or give package.module:Name, or path/to/file.py:Name)")
     try:
-        found = getattr(_import(module_name), attribute)
+        found: Any = getattr(_import(module_name), attribute)
         # the options of a plain function are bound to it; a class or factory is called with them
         if inspect.isclass(found):
-            return found(**options)
+            made: Any = found(**options)
+            return made
         return (lambda *args: found(*args, **options)) if options else found
     except RewardError:
         raise
@@ -79,9 +81,10 @@ def _import(module: str) -> Any:
     path = Path(module)
     if not path.is_file():
         raise FileNotFoundError(f"no file {module!r}")
-    spec = importlib.util.spec_from_file_location(f"genrl_reward_{path.stem}", path)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
+    loader = SourceFileLoader(f"genrl_reward_{path.stem}", str(path))
+    loaded = ModuleType(loader.name)
+    loaded.__file__ = str(path)
+    loader.exec_module(loaded)
     return loaded
 
 

@@ -212,7 +212,7 @@ class Loop:
         if self.world == 1:
             return
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "mean")
+        flat = torch.as_tensor(self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "mean"))
         for parameter, part in zip(parameters, flat.split([g.numel() for g in grads]), strict=True):
             parameter.grad = part.view_as(parameter)
 
@@ -221,7 +221,7 @@ class Loop:
         return Batch(batch.group, batch.sample, batch.x0, batch.cond, batch.signal, stream)
 
     def _gather(self, values: Tensor) -> Tensor:
-        return self.accelerator.gather(values.to(self.accelerator.device)).cpu() if self.world > 1 else values.cpu()
+        return torch.as_tensor(self.accelerator.gather(values.to(self.accelerator.device))).cpu() if self.world > 1 else values.cpu()
 
     def _mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Metrics averaged over processes."""

@@ -24,7 +24,7 @@ class ClipScore:
     def __init__(self, model: str = "openai/clip-vit-large-patch14", device: str = "cpu"):
         from transformers import AutoTokenizer, CLIPModel
 
-        self.model = CLIPModel.from_pretrained(model).to(device).eval().requires_grad_(False)
+        self.model: Any = CLIPModel.from_pretrained(model).to(device).eval().requires_grad_(False)
         self.tokenizer = AutoTokenizer.from_pretrained(model)
         self.device = device
 

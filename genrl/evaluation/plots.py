@@ -170,7 +170,8 @@ def _svg(draw: Callable[[Any], None], alt: str, height: float = _HEIGHT) -> Mark
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": alt}):  # the salt keeps ids of the figures of one page apart, and constant
+    style: Any = _STYLE | {"svg.hashsalt": alt}
+    with matplotlib.rc_context(style):  # the salt keeps ids of the figures of one page apart, and constant
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)

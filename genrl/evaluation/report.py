@@ -259,7 +259,8 @@ def curve_plots(path: list[Evaluation], metrics: list[dict[str, Any]], judge: st
         means = [hacking.prompt_means(e.scores[name]) for e in path]
         known = [values[~np.isnan(values)] for values in means]
         bands = [bootstrap_interval(values) if len(values) else (math.nan, math.nan) for values in known]
-        line = plots.Line("held-out prompts", [e.round for e in path], [nanmean(v) for v in means], color, *zip(*bands, strict=True))
+        low, high = ([band[end] for band in bands] for end in (0, 1))
+        line = plots.Line("held-out prompts", [e.round for e in path], [nanmean(v) for v in means], color, low, high)
         lines = [line]
         x, y = plots.series(metrics, f"reward/{name}/mean")
         if x:
@@ -288,7 +289,7 @@ def category_plot(summary: dict[str, Any]) -> Markup | None:
 
 def diversity_plot(path: list[Evaluation], summary: dict[str, Any]) -> Markup | None:
     """Diversity kept (relative to the first evaluation) against the judge, one point per evaluation."""
-    metric, judge = summary.get("diversity_metric"), summary["judge"]
+    metric, judge = summary.get("diversity_metric") or "", summary["judge"]
     measured = [e for e in path if metric in e.diversity and judge in e.scores]
     base = nanmean(measured[0].diversity[metric]) if measured else math.nan
     if len(measured) < 2 or not base > 0:

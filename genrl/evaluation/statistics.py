@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import stats
 
@@ -39,4 +41,5 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < 2 or np.ptp(a[both]) == 0 or np.ptp(b[both]) == 0:
         return float("nan")
-    return float(stats.spearmanr(a[both], b[both]).statistic)
+    found: Any = stats.spearmanr(a[both], b[both])
+    return float(found.statistic)

@@ -41,7 +41,7 @@ def summarise(run: Path, judge: str, proxy: str) -> dict[str, Any]:
             "ci95": interval,
             "prompts": int(rows.sum()),
         }
-    metric = next(iter(before["diversity"]), None)
+    metric = next(iter(before["diversity"]), "")
 
     def diversity(record: dict[str, Any]) -> dict[str, float]:
         return {name: float(np.nanmean(np.asarray(values, float))) for name, values in record["diversity"].items()}

@@ -29,7 +29,7 @@ class SigmaDensity:
             sigma = self.low + (self.high - self.low) * uniform
         else:
             sigma = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)))
-        return path.shift(sigma, self.shift)
+        return torch.as_tensor(path.shift(sigma, self.shift))
 
 
 def renoise(batch: Batch, density: SigmaDensity) -> tuple[Tensor, Tensor, Tensor]:

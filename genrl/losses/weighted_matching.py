@@ -84,13 +84,16 @@ class WeightedMatching:
         x, sigma, eps = renoise(batch, self.density)
         u = velocity_target(batch.x0, eps)
         with torch.no_grad():
-            v_ref = policy.velocity(x, sigma, batch.cond, REF) if self.beta > 0 or self.weighting == "signed" else None
-            v_old = policy.velocity(x, sigma, batch.cond, OLD, self.guidance) if self.weighting == "implicit" else None
-            advantage = self._advantage(policy, batch, x, sigma, v_ref)
+            fixed = {}
+            if self.beta > 0 or self.weighting == "signed":
+                fixed[REF] = policy.velocity(x, sigma, batch.cond, REF)
+            if self.weighting == "implicit":
+                fixed[OLD] = policy.velocity(x, sigma, batch.cond, OLD, self.guidance)
+            advantage = self._advantage(policy, batch, x, sigma, fixed.get(REF))
         v, v_plain = policy.branches(x, sigma, batch.cond, ACTOR, self.guidance)
-        terms, weight = self._matching(advantage, v, u, v_ref, v_old, sigma)
+        terms, weight = self._matching(advantage, v, u, fixed, sigma)
         if self.beta > 0:
-            terms = terms + self.beta * (v_plain - v_ref).square().flatten(1).mean(1)
+            terms = terms + self.beta * (v_plain - fixed[REF]).square().flatten(1).mean(1)
         mask = batch.signal["valid"].float()
         loss = (terms * mask).sum() / mask.sum().clamp(min=1)
         clipped = (advantage.abs() >= self.clip).float().mean()
@@ -113,17 +116,15 @@ class WeightedMatching:
             reward = reward - batch.signal["group_reward"]
         return reward.clamp(-self.clip, self.clip)
 
-    def _matching(
-        self, advantage: Tensor, v: Tensor, u: Tensor, v_ref: Tensor | None, v_old: Tensor | None, sigma: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _matching(self, advantage: Tensor, v: Tensor, u: Tensor, fixed: dict[str, Tensor], sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The matching term per sample ``[B]``, and the weight it gave each sample."""
         if self.weighting == "implicit":
             optimality = (1 + advantage / self.clip) / 2
-            plus = self._error((1 - self.strength) * v_old + self.strength * v - u, sigma)
-            minus = self._error((1 + self.strength) * v_old - self.strength * v - u, sigma)
+            plus = self._error((1 - self.strength) * fixed[OLD] + self.strength * v - u, sigma)
+            minus = self._error((1 + self.strength) * fixed[OLD] - self.strength * v - u, sigma)
             return optimality * plus + (1 - optimality) * minus, optimality
         if self.weighting == "signed":
-            return advantage * (self._error(v - u, sigma) - self._error(v - v_ref, sigma)), advantage
+            return advantage * (self._error(v - u, sigma) - self._error(v - fixed[REF], sigma)), advantage
         if self.weighting in ("exp", "outcome"):
             weight = (self.tau * advantage).exp()
         elif self.weighting == "relu":

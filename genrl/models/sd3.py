@@ -70,8 +70,8 @@ class SD3:
         step = factor * self.network.config.patch_size
         if height % step or width % step:
             raise ModelError(f"{source!r} draws multiples of {step} pixels; got {height}x{width}")
-        self.latent_shape = (self.network.config.in_channels, height // factor, width // factor)
-        self.pooled_width = self.network.config.pooled_projection_dim
+        self.latent_shape: tuple[int, ...] = (self.pipeline.transformer.config.in_channels, height // factor, width // factor)
+        self.pooled_width: int = self.pipeline.transformer.config.pooled_projection_dim
         self.unconditional = self.encode([""])
 
     def _load(self, dtype: torch.dtype, **parts) -> StableDiffusion3Pipeline:

@@ -89,7 +89,8 @@ def look(images: np.ndarray) -> list[tuple[tuple[Found, ...], float]]:
     found: list[list[Found]] = [[] for _ in images]
     redrawn = np.broadcast_to(background[:, :, None, None], images.shape).copy()
     for index, name in enumerate(_NAMES):
-        labels, _ = ndimage.label(solid & (colour == index), structure=_PLANE)
+        labels = np.empty(solid.shape, np.int32)
+        ndimage.label(solid & (colour == index), structure=_PLANE, output=labels)
         for number, where in enumerate(ndimage.find_objects(labels), start=1):
             picture = where[0].start
             rows, columns = where[1], where[2]
