@@ -83,3 +83,18 @@ def test_features_of_levels_tell_them_apart():
     features = sigma_features(torch.linspace(0, 1, 101), 64)
     distance = torch.cdist(features, features) + 10 * torch.eye(101)
     assert distance.min() > 0.1
+
+
+def test_the_critic_hears_a_faint_prompt():
+    """Pooled embeddings of the shapes model differ by a few hundredths; a critic must tell prompts apart nevertheless."""
+    torch.manual_seed(0)
+    prompts = 0.3 + 0.05 * torch.randn(2, 32)
+    critic = ValueNet(4, 32, width=16, depth=2, endpoint=False)
+    optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3)
+    for _ in range(80):
+        which = torch.randint(2, (32,))
+        loss = (critic(torch.randn(32, 4, 8, 8), torch.rand(32), prompts[which]) - (2.0 * which - 1)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2
