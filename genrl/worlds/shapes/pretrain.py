@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -216,6 +217,9 @@ def build_flow(assets: Path, work: Path) -> None:
     modules = {"transformer": pipeline.transformer, "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
     train("flow", work, modules, FLOW_STEPS, 3e-3, loss_at, ema=0.999)
     pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    # diffusers notes where a part was loaded from: a path of the building machine
+    config = folder / "vae" / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}, indent=2) + "\n")
 
 
 def embed(pipeline, texts: list[str], no_t5_tokens: int) -> tuple[Tensor, Tensor]:
