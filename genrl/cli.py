@@ -51,7 +51,7 @@ def sample(args: argparse.Namespace) -> None:
     from genrl.types import Prompt
     from genrl.worlds.shapes import PIPELINE
 
-    model = SD3(str(PIPELINE), t5=False, max_sequence_length=0) if args.model == "shapes" else SD3(args.model)
+    model = SD3(str(PIPELINE), t5=False, max_sequence_length=1) if args.model == "shapes" else SD3(args.model)
     policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
     texts = [text for text in args.prompts for _ in range(args.images)]
     numbers = list(range(len(texts)))

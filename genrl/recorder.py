@@ -30,8 +30,8 @@ class Recorder:
         self.main = main
         self.track = track
 
-    def open(self, round_: int, fresh: bool) -> None:
-        """Make the folder, and drop what was written after ``round_``: those rounds will be played again."""
+    def open(self, round_: int, fresh: bool, notes: Mapping[str, str]) -> None:
+        """Make the folder with its notes (file name -> text), and drop what was written after ``round_``: it will be played again."""
         if not self.main:
             return
         if fresh and self.folder.exists():
@@ -39,6 +39,8 @@ class Recorder:
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (self.folder / "evaluations").mkdir(parents=True, exist_ok=True)
+        for name, text in notes.items():
+            (self.folder / name).write_text(text)
         for name in ("metrics.jsonl", "timing.jsonl"):
             path = self.folder / name
             kept = [line for line in read_lines(path) if line["round"] <= round_]

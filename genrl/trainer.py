@@ -55,11 +55,13 @@ def fit(
     evaluate: config.Evaluation,
     settings: Mapping[str, Any],
     accelerator: Accelerator,
+    notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Train until ``run.rounds``, from the newest checkpoint if there is one; returns the run's folder.
 
     Args:
-        settings: the whole config, flat: compared on resume, and given to the tracker.
+        settings: whatever must be the same for a run to be continued, flat.
+        notes: file name -> text, written into the run's folder once it is certain that the run starts.
 
     Raises:
         ValueError: the algorithm does not fit the policy.
@@ -69,7 +71,7 @@ def fit(
     """
     algorithm.validate(policy)
     loop = Loop(algorithm, policy, task, run, sampling, evaluate, settings, accelerator)
-    loop.restore()
+    loop.restore(notes or {})
     if loop.round == 0:
         loop.judge(full=True)
     with progress_bar(accelerator.is_main_process) as progress:
@@ -273,7 +275,7 @@ class Loop:
             checkpoint.save(self.recorder.folder / "checkpoints", self.round, tensors, state, self.run.keep)
         self.accelerator.wait_for_everyone()
 
-    def restore(self) -> None:
+    def restore(self, notes: Mapping[str, str]) -> None:
         """Continue from the newest checkpoint, or open a fresh folder."""
         found = checkpoint.latest(self.recorder.folder / "checkpoints") if self.run.resume else None
         if found:
@@ -289,7 +291,7 @@ class Loop:
             self.steps, self.opened = state["steps"], state["opened"]
             self.algorithm.feedback.load_state(state["feedback"])
         self.accelerator.wait_for_everyone()
-        self.recorder.open(self.round, fresh=not self.run.resume)
+        self.recorder.open(self.round, fresh=not self.run.resume, notes=notes)
         self.accelerator.wait_for_everyone()
 
     def _kept(self) -> list[str]:

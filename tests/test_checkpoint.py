@@ -58,7 +58,7 @@ def test_a_torn_line_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"round": 1}\n{"round": 2}\n{"round": 3, "lo')
     assert [line["round"] for line in read_lines(path)] == [1, 2]
-    Recorder(tmp_path, main=True, track=lambda *a, **k: None).open(1, fresh=False)
+    Recorder(tmp_path, main=True, track=lambda *a, **k: None).open(1, fresh=False, notes={"config.yaml": "a: 1"})
     assert path.read_text() == '{"round": 1}\n'
     other = Recorder(tmp_path, main=True, track=lambda *a, **k: None)
     other.log({"round": 2, "loss": float("nan")}, seconds=1.0)

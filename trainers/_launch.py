@@ -50,7 +50,7 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
     accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=tracker, project_dir=str(folder))
     if accelerator.device.type == "cpu":
         # accelerate gives each CPU process a single thread
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // accelerator.num_processes))
+        torch.set_num_threads(max(1, usable_cpus() // accelerator.num_processes))
     torch.manual_seed(settings.run.seed)
     model = load_model(settings.model, accelerator.device)
     algorithm, policy = build(settings, model)
@@ -62,10 +62,6 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
     task = Task(*sets, rewards=rewards, weights=weights, judges=judges)
     flat = config.flatten(settings)
     algorithm.validate(policy)
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(config.dump(settings))
-        (folder / "versions.json").write_text(json.dumps(versions(settings.run.seed, accelerator), indent=1) + "\n")
     accelerator.init_trackers(
         "genrl", {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in flat.items()}
     )
@@ -84,6 +80,10 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
         evaluate=settings.evaluation,
         settings=compared,
         accelerator=accelerator,
+        notes={
+            "config.yaml": config.dump(settings),
+            "versions.json": json.dumps(versions(settings.run.seed, accelerator), indent=1) + "\n",
+        },
     )
     if accelerator.is_main_process:
         with policy.storage.use(ACTOR) as network:
@@ -126,6 +126,11 @@ def storage_of(settings: config.Model, model: SD3, roles: tuple[str, ...]) -> Co
     if settings.tune == "full":
         return Copies(model.network, roles)
     return Adapters(model.network, roles, lora_config(settings.lora.rank, settings.lora.alpha, settings.lora.targets))
+
+
+def usable_cpus() -> int:
+    """Cores this process may use: in a container often fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(seed: int, accelerator: Accelerator) -> dict[str, Any]:

@@ -100,4 +100,6 @@ def test_another_config_under_the_same_name_is_refused_or_started_over(whole, tm
         launch(Config, build, tiny_runs.arguments(tmp_path / "copy", actor__lr=1e-5))
     message = capsys.readouterr().err
     assert "actor.lr: 0.0003 -> 1e-05" in message and "--run.resume false" in message
-    assert tiny_runs.metrics(tmp_path / "copy") == tiny_runs.metrics(whole[0]), "nothing was touched"
+    for name in ("metrics.jsonl", "config.yaml", "versions.json"):
+        read = [(folder / "tiny" / name).read_bytes() for folder in (tmp_path / "copy", whole[0])]
+        assert read[0] == read[1], "nothing was touched"

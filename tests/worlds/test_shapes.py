@@ -6,12 +6,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from scipy import ndimage, stats
 
 from genrl.data import load_prompts
 from genrl.worlds.shapes import ASSETS, PIPELINE
 from genrl.worlds.shapes.captions import CATEGORIES, caption, prompt_sets, targets, true_target, wanted
 from genrl.worlds.shapes.judge import PARTS, judge, look
+from genrl.worlds.shapes.proxies import MEMBERS, load_proxy
 from genrl.worlds.shapes.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, build_scene, random_scene, relation_holds, render
 
 RNG = np.random.default_rng(11)
@@ -35,8 +37,6 @@ def test_the_judge_knows_its_own_renderings():
 
 
 def test_the_judge_accepts_reconstructions():
-    from diffusers import AutoencoderKL
-
     vae = AutoencoderKL.from_pretrained(PIPELINE / "vae")
     with torch.no_grad():
         latents = vae.encode(torch.from_numpy(IMAGES) * 2 - 1).latent_dist.mode()
@@ -154,6 +154,35 @@ def _true(text, first, second):
     relation = next(r for r in RELATIONS if r in text)
     a, b = (first, second) if text.index(first.shape) < text.index(second.shape) else (second, first)
     return relation_holds(relation, (a.x, a.y), (b.x, b.y))
+
+
+@pytest.fixture(scope="module")
+def base_pictures():
+    """Held-out prompts, what the shipped pipeline draws for them in ten steps by plain diffusers, and the judge's scores."""
+    prompts = load_prompts("shapes/held_out")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(PIPELINE)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        [p.text for p in prompts],
+        num_inference_steps=10,
+        guidance_scale=1.0,
+        max_sequence_length=1,
+        generator=torch.Generator().manual_seed(0),
+        output_type="pt",
+    ).images
+    return prompts, images, [v.score for v in judge(images.numpy(), [p.metadata for p in prompts])]
+
+
+def test_the_base_draws_and_leaves_room(base_pictures):
+    assert 0.45 < np.mean(base_pictures[2]) < 0.65
+
+
+@pytest.mark.parametrize("member", range(MEMBERS))
+def test_proxies_are_useful_and_can_be_hacked(base_pictures, member):
+    prompts, images, scores = base_pictures
+    with torch.no_grad():
+        similarity = load_proxy(member).similarity(images, [p.text for p in prompts])
+    assert 0.5 < stats.spearmanr(similarity.numpy(), scores).statistic < 0.9
 
 
 def test_what_ships_is_small():

@@ -22,8 +22,9 @@ VAE_BATCH = 24
 VAE_PHASES = (("vae", 1_400, 2e-3, 5e-4), ("vae_sharp", 1_000, 1e-3, 1e-5))
 """Name, steps, learning rate and KL weight: first a smooth latent space, then sharp and true colours in it."""
 FLOW_STEPS, FLOW_BATCH = 30_000, 32
-FLOW_CAREFUL = 0.8
-"""Share of the steps whose captions are true and complete: the model learns what words mean, then to doubt them."""
+"""Flow matching with true and complete captions: the model learns what words mean."""
+GUIDED_STEPS, GUIDANCE, CARELESS = 4_000, 3.0, 0.3
+"""Then it learns to draw in one evaluation what guidance drew in two, from captions that leave out and mistake: to doubt words."""
 T5_TOKENS = 256
 """Zero tokens that diffusers adds for T5 by default. Some training steps carry them, so that plain diffusers draws too."""
 
@@ -63,9 +64,9 @@ def train(
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            decay = min(ema, (1 + step) / (10 + step))
+            kept = min(ema, (1 + step) / (10 + step))
             for key, copied in average.items():
-                torch._foreach_lerp_(list(copied.parameters()), list(modules[key].parameters()), 1 - decay)
+                torch._foreach_lerp_(list(copied.parameters()), list(modules[key].parameters()), 1 - kept)
             progress.update(bar, advance=1, description=f"{name} {loss.item():.4f}")
             if (step + 1) % 250 == 0 or step + 1 == steps:
                 print(f"{name} step {step + 1}/{steps} loss {loss.item():.4f}", flush=True)
@@ -147,7 +148,7 @@ def silent_t5() -> tuple[nn.Module, object]:
     """A T5 that says nothing: its last norm is zero, so it gives exactly the zeros that SD3 sees without T5.
 
     diffusers cannot read back a pipeline saved without T5 unless told so by ``text_encoder_3=None``; with this stand-in of
-    16 kB ``from_pretrained(folder)`` needs no argument.
+    32 kB ``from_pretrained(folder)`` needs no argument.
     """
     from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
@@ -176,20 +177,19 @@ def new_transformer() -> nn.Module:
     )
 
 
-def build_flow(assets: Path, work: Path) -> None:
+def new_pipeline(folder: Path):
+    """An untrained SD3 pipeline over the tokenizers and the autoencoder of ``folder``."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
     from transformers import CLIPTokenizer
 
-    folder = assets / "pipeline"
-    vae = AutoencoderKL.from_pretrained(folder / "vae")
     tokenizers = [CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2")]
     t5, t5_tokenizer = silent_t5()
     torch.manual_seed(3)
     encoders = [new_text_encoder(tokenizer, 64) for tokenizer in tokenizers]
-    pipeline = StableDiffusion3Pipeline(
+    return StableDiffusion3Pipeline(
         transformer=new_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
-        vae=vae,
+        vae=AutoencoderKL.from_pretrained(folder / "vae"),
         text_encoder=encoders[0],
         tokenizer=tokenizers[0],
         text_encoder_2=encoders[1],
@@ -197,29 +197,67 @@ def build_flow(assets: Path, work: Path) -> None:
         text_encoder_3=t5,
         tokenizer_3=t5_tokenizer,
     )
+
+
+def build_flow(assets: Path, work: Path) -> None:
+    """First flow matching on true captions; then the guided model's drawing, from careless ones, in one evaluation."""
+    folder = assets / "pipeline"
+    pipeline = new_pipeline(folder)
     scenes = draw_scenes(SCENES, seed=4)
-    latents = (encode_scenes(vae, scenes) - vae.config.shift_factor) * vae.config.scaling_factor
+    latents = (encode_scenes(pipeline.vae, scenes) - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
 
-    def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng((5, step))
+    def minibatch(stream: int, step: int) -> tuple[np.random.Generator, np.ndarray, int]:
+        """Generator of this step, scenes, and how many zero tokens their prompts carry."""
+        rng = np.random.default_rng((stream, step))
         padded = step % 20 == 19
-        careless = float(step >= FLOW_CAREFUL * FLOW_STEPS)
-        pick = rng.integers(0, len(scenes), FLOW_BATCH // 4 if padded else FLOW_BATCH)
-        texts = ["" if rng.random() < 0.1 else caption(scenes[i], rng, careless) for i in pick]
-        embeds, pooled = embed(pipeline, texts, T5_TOKENS if padded else 0)
-        x0 = latents[torch.from_numpy(pick)]
-        noise = torch.randn_like(x0)
-        # what is drawn, and where, is decided at high noise: half of the levels lie above .75
-        sigma = shift(torch.where(torch.rand(len(x0)) < 0.3, torch.rand(len(x0)), torch.randn(len(x0)).sigmoid()), 3.0)
-        predicted = pipeline.transformer(add_noise(x0, noise, sigma), embeds, pooled, sigma * 1000, return_dict=False)[0]
-        return (predicted - velocity_target(x0, noise)).square().mean()
+        return rng, rng.integers(0, len(scenes), FLOW_BATCH // 4 if padded else FLOW_BATCH), T5_TOKENS if padded else 0
 
-    modules = {"transformer": pipeline.transformer, "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
-    train("flow", work, modules, FLOW_STEPS, 3e-3, loss_at, ema=0.999)
-    pipeline.to(dtype=torch.float16).save_pretrained(folder)
+    def matching(step: int) -> Tensor:
+        rng, pick, tokens = minibatch(5, step)
+        texts = ["" if rng.random() < 0.1 else caption(scenes[i], rng, careless=0.0) for i in pick]
+        x0 = latents[torch.from_numpy(pick)]
+        noise, sigma = _noise_and_level(x0)
+        return (_velocity(pipeline, texts, tokens, add_noise(x0, noise, sigma), sigma) - velocity_target(x0, noise)).square().mean()
+
+    modules = {name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
+    train("flow", work, modules, FLOW_STEPS, 3e-3, matching, ema=0.999)
+    teacher = type(pipeline)(**copy.deepcopy(pipeline.components))
+
+    def guiding(step: int) -> Tensor:
+        rng, pick, tokens = minibatch(8, step)
+        told = [caption(scenes[i], rng, careless=0.0) for i in pick]
+        heard = [caption(scenes[i], rng, careless=CARELESS) for i in pick]
+        empty = rng.random(len(pick)) < 0.1
+        x0 = latents[torch.from_numpy(pick)]
+        noise, sigma = _noise_and_level(x0)
+        x = add_noise(x0, noise, sigma)
+        with torch.no_grad():
+            both = _velocity(teacher, told + [""] * len(told), tokens, torch.cat([x, x]), torch.cat([sigma, sigma]))
+            target, plain = both.chunk(2)
+            scale = torch.where(torch.from_numpy(empty), 0.0, GUIDANCE)[:, None, None, None]
+            target = plain + scale * (target - plain)
+        texts = ["" if e else t for e, t in zip(empty, heard, strict=True)]
+        return (_velocity(pipeline, texts, tokens, x, sigma) - target).square().mean()
+
+    train("guided", work, modules, GUIDED_STEPS, 2e-3, guiding, ema=0.995)
+    # the text encoders keep float32 on disk: transformers loads what is stored, diffusers float32, and the two must meet
+    pipeline.transformer.half()
+    pipeline.vae.half()
+    pipeline.save_pretrained(folder)
     # diffusers notes where a part was loaded from: a path of the building machine
     config = folder / "vae" / "config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}, indent=2) + "\n")
+
+
+def _noise_and_level(x0: Tensor) -> tuple[Tensor, Tensor]:
+    noise = torch.randn_like(x0)
+    # what is drawn, and where, is decided at high noise: half of the levels lie above .75
+    return noise, shift(torch.where(torch.rand(len(x0)) < 0.3, torch.rand(len(x0)), torch.randn(len(x0)).sigmoid()), 3.0)
+
+
+def _velocity(pipeline, texts: list[str], no_t5_tokens: int, x: Tensor, sigma: Tensor) -> Tensor:
+    embeds, pooled = embed(pipeline, texts, no_t5_tokens)
+    return pipeline.transformer(x, embeds, pooled, sigma * 1000, return_dict=False)[0]
 
 
 def embed(pipeline, texts: list[str], no_t5_tokens: int) -> tuple[Tensor, Tensor]:
