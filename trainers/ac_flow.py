@@ -77,6 +77,7 @@ class Actor:
         tau: temperature of exp and outcome.
         clip: bound of the advantage.
         strength: s of implicit.
+        center: subtract the minibatch's mean advantage.
         beta: weight of the W2 term.
         error: where the matching error is measured.
         guidance: guidance of the trained velocity in the matching term.
@@ -98,6 +99,7 @@ class Actor:
     tau: float = 1.0
     clip: float = 1.0
     strength: float = 1.0
+    center: bool = True
     beta: float = 0.0
     error: Literal["velocity", "endpoint"] = "velocity"
     guidance: float = 1.0
@@ -152,7 +154,16 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
     actor, critic = settings.actor, settings.critic
     density = SigmaDensity(settings.sigma.kind, settings.sigma.low, settings.sigma.high, shift=settings.sigma.shift)
     matching = WeightedMatching(
-        actor.weighting, actor.baseline, actor.tau, actor.clip, actor.strength, actor.beta, actor.error, actor.guidance, density
+        weighting=actor.weighting,
+        baseline=actor.baseline,
+        tau=actor.tau,
+        clip=actor.clip,
+        strength=actor.strength,
+        center=actor.center,
+        beta=actor.beta,
+        error=actor.error,
+        guidance=actor.guidance,
+        density=density,
     )
     updates, networks = [], {}
     if "critic" in matching.roles:

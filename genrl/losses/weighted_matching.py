@@ -49,6 +49,8 @@ class WeightedMatching:
         tau: temperature of ``exp`` and ``outcome``, per unit of shaped reward.
         clip: the advantage is clipped to ``[-clip, clip]``.
         strength: s of ``implicit``.
+        center: subtract the minibatch's mean advantage before clipping (ours). A mean other than zero is plain matching of the
+            model's own samples (or flight from them), which has nothing to do with the reward and feeds on itself.
         beta: weight of the W2 term. The drift at the fixed point is about tau / beta: that ratio is the knob.
         error: ``velocity`` measures errors as written; ``endpoint`` on x0, each sample's divided by its own mean absolute
             error (DiffusionNFT's choice: weighs noise levels by sigma and equalises samples).
@@ -60,6 +62,7 @@ class WeightedMatching:
     tau: float = 1.0
     clip: float = 1.0
     strength: float = 1.0
+    center: bool = False
     beta: float = 0.1
     error: Literal["velocity", "endpoint"] = "velocity"
     guidance: float = 1.0
@@ -114,6 +117,9 @@ class WeightedMatching:
             reward = reward - value(policy, x, sigma, batch.cond, v_ref)
         elif self.baseline == "group":
             reward = reward - batch.signal["group_reward"]
+        if self.center:
+            mask = batch.signal["valid"].float()
+            reward = reward - (reward * mask).sum() / mask.sum().clamp(min=1)
         return reward.clamp(-self.clip, self.clip)
 
     def _matching(self, advantage: Tensor, v: Tensor, u: Tensor, fixed: dict[str, Tensor], sigma: Tensor) -> tuple[Tensor, Tensor]:
