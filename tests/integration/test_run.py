@@ -99,7 +99,7 @@ def test_another_config_under_the_same_name_is_refused_or_started_over(whole, tm
     with pytest.raises(SystemExit):
         launch(Config, build, tiny_runs.arguments(tmp_path / "copy", actor__lr=1e-5))
     message = capsys.readouterr().err
-    assert "actor.lr: 0.0003 -> 1e-05" in message and "--run.resume false" in message
+    assert "actor.lr: " in message and " -> 1e-05" in message and "--run.resume false" in message
     for name in ("metrics.jsonl", "config.yaml", "versions.json"):
         read = [(folder / "tiny" / name).read_bytes() for folder in (tmp_path / "copy", whole[0])]
         assert read[0] == read[1], "nothing was touched"
