@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from scipy import ndimage
 
 from genrl.data import load_prompts
-from genrl.worlds.shapes import ASSETS, PIPELINE
+from genrl.worlds.shapes import ASSETS, PIPELINE, proxies
 from genrl.worlds.shapes.captions import CATEGORIES, caption, prompt_sets, targets, true_target, wanted
 from genrl.worlds.shapes.judge import PARTS, judge, look
 from genrl.worlds.shapes.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, build_scene, random_scene, relation_holds, render
@@ -172,8 +172,16 @@ def base_pictures():
     return prompts, images, [v.score for v in judge(images.numpy(), [p.metadata for p in prompts])]
 
 
+@pytest.mark.xfail(strict=True, reason="the base that ships scores .41: it needs more pre-training")
 def test_the_base_draws_and_leaves_room(base_pictures):
-    assert 0.35 < np.mean(base_pictures[2]) < 0.65
+    assert 0.45 < np.mean(base_pictures[2]) < 0.65
+
+
+def test_a_proxy_that_was_not_trained_says_how(monkeypatch, tmp_path):
+    monkeypatch.setattr(proxies, "ASSETS", tmp_path)
+    proxies.load_proxy.cache_clear()
+    with pytest.raises(FileNotFoundError, match="--stages proxies"):
+        proxies.load_proxy(0)
 
 
 def test_what_ships_is_small():

@@ -105,7 +105,7 @@ def true_target(things: tuple[Thing, ...]) -> Target:
 
 
 def caption(scene: Scene, rng: np.random.Generator, careless: float = 1.0) -> str:
-    """A caption of the scene; ``careless`` 1 is the base model's training text, 0 leaves out and mistakes nothing.
+    """A caption of the scene; ``careless`` 0 leaves out and mistakes nothing; lower than 1 does so proportionally.
 
     With ``careless`` 1: a thing of several is left out of 30 % of the captions, the relation of two things is told in half
     and wrong in 45 % of those, a count is vague in 35 % and wrong in 40 % of the others, colours are left out in 25 %.

@@ -52,13 +52,20 @@ class Proxy(nn.Module):
 
 @cache
 def load_proxy(member: int) -> Proxy:
-    """One of the shipped members, frozen, float32."""
+    """One of the members, frozen, float32.
+
+    Raises:
+        ValueError: no such member; FileNotFoundError: it has not been trained.
+    """
     from safetensors.torch import load_file
 
     if not 0 <= member < MEMBERS:
-        raise ValueError(f"the shapes world ships proxies 0 to {MEMBERS - 1}; there is no {member}")
+        raise ValueError(f"the shapes world has proxies 0 to {MEMBERS - 1}; there is no {member}")
+    path = ASSETS / "proxies" / f"{member}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"proxy {member} is not there; train the proxies: python -m genrl.worlds.shapes.build --stages proxies")
     proxy = Proxy().requires_grad_(False).eval()
-    proxy.clip.load_state_dict({name: tensor.float() for name, tensor in load_file(ASSETS / "proxies" / f"{member}.safetensors").items()})
+    proxy.clip.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return proxy
 
 
