@@ -51,6 +51,7 @@ class WeightedMatching:
         strength: s of ``implicit``.
         center: subtract the minibatch's mean advantage before clipping (ours). A mean other than zero is plain matching of the
             model's own samples (or flight from them), which has nothing to do with the reward and feeds on itself.
+            ``outcome`` ignores it.
         beta: weight of the W2 term. The drift at the fixed point is about tau / beta: that ratio is the knob.
         error: ``velocity`` measures errors as written; ``endpoint`` on x0, each sample's divided by its own mean absolute
             error (DiffusionNFT's choice: weighs noise levels by sigma and equalises samples).
