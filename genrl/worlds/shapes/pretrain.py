@@ -252,7 +252,8 @@ def build_flow(assets: Path, work: Path) -> None:
 def _noise_and_level(x0: Tensor) -> tuple[Tensor, Tensor]:
     noise = torch.randn_like(x0)
     # what is drawn, and where, is decided at high noise: half of the levels lie above .75
-    return noise, shift(torch.where(torch.rand(len(x0)) < 0.3, torch.rand(len(x0)), torch.randn(len(x0)).sigmoid()), 3.0)
+    sigma = torch.where(torch.rand(len(x0)) < 0.3, torch.rand(len(x0)), torch.randn(len(x0)).sigmoid())
+    return noise, torch.as_tensor(shift(sigma, 3.0))
 
 
 def _velocity(pipeline, texts: list[str], no_t5_tokens: int, x: Tensor, sigma: Tensor) -> Tensor:
