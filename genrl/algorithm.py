@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from genrl.chain import Chain
-from genrl.policy import FlowPolicy
+from genrl.policy import ACTOR, FlowPolicy
 from genrl.types import Batch, LossOutput
 
 
@@ -86,7 +86,8 @@ class Slow:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``."""
+    """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``; the role
+    ``result`` is what the training is for: judged on held-out prompts, exported in the end."""
 
     chain: Chain
     behaviour: str
@@ -96,6 +97,7 @@ class Algorithm:
     prompts: int = 8
     group_size: int = 16
     guidance: float = 1.0
+    result: str = ACTOR
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -103,7 +105,7 @@ class Algorithm:
 
     def validate(self, policy: FlowPolicy) -> None:
         """Raise ``ValueError`` where roles, signals or sizes do not fit together: before anything is sampled."""
-        wanted = {self.behaviour, *self.trained, *(role for s in self.slow for role in (s.target, s.source))}
+        wanted = {self.behaviour, self.result, *self.trained, *(role for s in self.slow for role in (s.target, s.source))}
         wanted |= {role for update in self.updates for role in getattr(update.loss, "roles", ())}
         if missing := wanted - set(policy.roles):
             raise ValueError(f"the algorithm uses roles {sorted(missing)} that the policy lacks; it has {', '.join(policy.roles)}")

@@ -1,4 +1,4 @@
-"""A generator in several roles: the actor that is trained, the behaviour that draws, the reference that anchors.
+"""A generator in several roles: the actor that is trained, its moving average, the behaviour that draws, the reference that anchors.
 
 Where a role's weights live is decided here and nowhere else: a full copy of the network, a LoRA adapter over one shared
 base, or that base with its adapters off. Losses and rollouts say a role's name and see a velocity field.
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from genrl.path import Sigma
 from genrl.types import Conditioning
 
-ACTOR, OLD, REF = "actor", "old", "ref"
+ACTOR, OLD, REF, AVERAGE = "actor", "old", "ref", "average"
 
 
 class Generator(Protocol):

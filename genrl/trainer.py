@@ -23,7 +23,7 @@ from genrl import checkpoint, config, seeds
 from genrl.algorithm import Algorithm, Update
 from genrl.data import PromptSet, prompts_of_round
 from genrl.evaluation.judging import Protocol, judge_images
-from genrl.policy import ACTOR, FlowPolicy
+from genrl.policy import FlowPolicy
 from genrl.recorder import Recorder, describe, progress_bar
 from genrl.reward import RewardPool, weighted_sum
 from genrl.rollout import decode, rollout
@@ -236,7 +236,7 @@ class Loop:
     # -- judging and keeping
 
     def judge(self, full: bool) -> None:
-        """Judge the actor on held-out prompts: all of them with pictures, or the small fixed part."""
+        """Judge the result on held-out prompts: all of them with pictures, or the small fixed part."""
         total = len(self.task.held_out.prompts)
         count = (self.evaluation.prompts or total) if full else self.evaluation.small_prompts
         # spread evenly, so that every category is in the small part
@@ -251,7 +251,14 @@ class Loop:
         mine = dict(list(enumerate(chosen))[self.rank :: self.world])
         pictures = self.recorder.pictures(self.round) if full else None
         rows = judge_images(
-            self.policy, ACTOR, self.task.held_out.prompts, self.task.held_out.cond, mine, self.task.judges, protocol, pictures
+            self.policy,
+            self.algorithm.result,
+            self.task.held_out.prompts,
+            self.task.held_out.cond,
+            mine,
+            self.task.judges,
+            protocol,
+            pictures,
         )
         rows = gather_object(rows) if self.world > 1 else rows
         rows.sort(key=lambda row: row["place"])

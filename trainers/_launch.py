@@ -23,7 +23,7 @@ from genrl.data import PromptError, PromptSet, load_prompts
 from genrl.evaluation.report import write_report
 from genrl.evaluation.summary import summarise
 from genrl.models.sd3 import SD3, ModelError, lora_config
-from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
+from genrl.policy import Adapters, Copies, FlowPolicy
 from genrl.reward import RewardError, RewardPool, load_reward
 from genrl.trainer import Task, TrainingError, fit
 from genrl.worlds.shapes import PIPELINE
@@ -86,7 +86,7 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
         },
     )
     if accelerator.is_main_process:
-        with policy.storage.use(ACTOR) as network:
+        with policy.storage.use(algorithm.result) as network:
             model.export(network, folder / "pipeline")
         summary = summarise(folder, judge=names[0], proxy=names[1])
         report = write_report(folder)

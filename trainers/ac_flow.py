@@ -27,7 +27,7 @@ from genrl.losses.noise import SigmaDensity
 from genrl.losses.value import ValueRegression
 from genrl.losses.weighted_matching import Baseline, WeightedMatching, Weighting
 from genrl.models.sd3 import SD3
-from genrl.policy import ACTOR, OLD, REF, FlowPolicy
+from genrl.policy import ACTOR, AVERAGE, OLD, REF, FlowPolicy
 from genrl.trainers._launch import launch, storage_of
 
 
@@ -92,6 +92,7 @@ class Actor:
         warmup_explained_variance: ends that warm-up early once the critic explains so much; null never does.
         behaviour_decay: how much of the old behaviour stays when it follows the actor.
         behaviour_every_rounds: how often it follows.
+        average: decay per round of the actor's moving average, which then is judged and exported instead of the actor; 0 does without.
     """
 
     weighting: Weighting = "implicit"
@@ -114,6 +115,7 @@ class Actor:
     warmup_explained_variance: float | None = None
     behaviour_decay: float = 0.0
     behaviour_every_rounds: int = 1
+    average: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,17 +188,22 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
             start=Start(actor.warmup_rounds if networks else 0, by_variance, actor.warmup_explained_variance or 0.0),
         )
     )
+    slow = [Slow(OLD, ACTOR, actor.behaviour_decay, actor.behaviour_every_rounds)]
+    if actor.average:
+        slow.append(Slow(AVERAGE, ACTOR, actor.average))
     algorithm = Algorithm(
         chain=OdeChain(model.sigmas(settings.sampling.steps)),
         behaviour=OLD,
         feedback=ShapedReward(settings.shaping.kind, settings.shaping.scale),
         updates=tuple(updates),
-        slow=(Slow(OLD, ACTOR, actor.behaviour_decay, actor.behaviour_every_rounds),),
+        slow=tuple(slow),
         prompts=settings.data.prompts,
         group_size=settings.data.group_size,
         guidance=settings.sampling.guidance,
+        result=AVERAGE if actor.average else ACTOR,
     )
-    return algorithm, FlowPolicy(model, storage_of(settings.model, model, (ACTOR, OLD, REF)), networks)
+    roles = (ACTOR, OLD, REF, AVERAGE) if actor.average else (ACTOR, OLD, REF)
+    return algorithm, FlowPolicy(model, storage_of(settings.model, model, roles), networks)
 
 
 if __name__ == "__main__":
