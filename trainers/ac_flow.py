@@ -25,7 +25,7 @@ from genrl.critic import ValueNet
 from genrl.feedback import ShapedReward
 from genrl.losses.noise import SigmaDensity
 from genrl.losses.value import ValueRegression
-from genrl.losses.weighted_matching import Baseline, WeightedMatching, Weighting
+from genrl.losses.weighted_matching import Baseline, Center, WeightedMatching, Weighting
 from genrl.models.sd3 import SD3
 from genrl.policy import ACTOR, AVERAGE, OLD, REF, FlowPolicy
 from genrl.trainers._launch import launch, storage_of
@@ -77,12 +77,13 @@ class Actor:
         tau: temperature of exp and outcome.
         clip: bound of the advantage.
         strength: s of implicit.
-        center: subtract the minibatch's mean advantage.
+        center: subtract the mean advantage of the minibatch or of each prompt in it.
         beta: weight of the W2 term.
         error: where the matching error is measured.
         guidance: guidance of the trained velocity in the matching term.
         lr: learning rate.
         lr_warmup_updates: steps of linear warm-up.
+        lr_decline: whether it falls linearly, to 0 at the last round (then run.rounds should not change between a run and its continuation).
         weight_decay: of AdamW.
         passes: passes over a round's samples.
         minibatch: samples per forward pass and process.
@@ -100,12 +101,13 @@ class Actor:
     tau: float = 1.0
     clip: float = 1.0
     strength: float = 1.0
-    center: bool = True
+    center: Center = "group"
     beta: float = 0.0
     error: Literal["velocity", "endpoint"] = "velocity"
     guidance: float = 1.0
     lr: float = 3e-4
     lr_warmup_updates: int = 0
+    lr_decline: bool = False
     weight_decay: float = 0.0
     passes: int = 2
     minibatch: int = 64
@@ -184,6 +186,7 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
             accumulate=actor.accumulate,
             weight_decay=actor.weight_decay,
             lr_warmup_updates=actor.lr_warmup_updates,
+            lr_until_round=settings.run.rounds if actor.lr_decline else None,
             clip=actor.grad_clip,
             start=Start(actor.warmup_rounds if networks else 0, by_variance, actor.warmup_explained_variance or 0.0),
         )

@@ -38,6 +38,7 @@ from genrl.types import Batch, LossOutput
 
 Weighting = Literal["exp", "relu", "affine", "signed", "implicit", "outcome"]
 Baseline = Literal["critic", "group", "none"]
+Center = Literal["none", "batch", "group"]
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class WeightedMatching:
         tau: temperature of ``exp`` and ``outcome``, per unit of shaped reward.
         clip: the advantage is clipped to ``[-clip, clip]``.
         strength: s of ``implicit``.
-        center: subtract the minibatch's mean advantage before clipping (ours). A mean other than zero is plain matching of the
-            model's own samples (or flight from them), which has nothing to do with the reward and feeds on itself.
-            ``outcome`` ignores it.
+        center: subtract the mean advantage of the minibatch, or of each prompt's samples in it, before clipping (ours). A mean
+            other than zero is plain matching of the model's own samples, or flight from them: it narrows or widens what is
+            drawn, has nothing to do with the reward and feeds on itself. ``outcome`` ignores it.
         beta: weight of the W2 term. The drift at the fixed point is about tau / beta: that ratio is the knob.
         error: ``velocity`` measures errors as written; ``endpoint`` on x0, each sample's divided by its own mean absolute
             error (DiffusionNFT's choice: weighs noise levels by sigma and equalises samples).
@@ -63,7 +64,7 @@ class WeightedMatching:
     tau: float = 1.0
     clip: float = 1.0
     strength: float = 1.0
-    center: bool = False
+    center: Center = "none"
     beta: float = 0.1
     error: Literal["velocity", "endpoint"] = "velocity"
     guidance: float = 1.0
@@ -118,9 +119,9 @@ class WeightedMatching:
             reward = reward - value(policy, x, sigma, batch.cond, v_ref)
         elif self.baseline == "group":
             reward = reward - batch.signal["group_reward"]
-        if self.center:
-            mask = batch.signal["valid"].float()
-            reward = reward - (reward * mask).sum() / mask.sum().clamp(min=1)
+        if self.center != "none":
+            group = batch.group if self.center == "group" else torch.zeros_like(batch.group)
+            reward = reward - _group_mean(reward, group, batch.signal["valid"].float())
         return reward.clamp(-self.clip, self.clip)
 
     def _matching(self, advantage: Tensor, v: Tensor, u: Tensor, fixed: dict[str, Tensor], sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,3 +148,10 @@ class WeightedMatching:
         difference = expand(sigma, difference) * difference
         scale = difference.detach().abs().flatten(1).mean(1).clamp(min=1e-5)
         return difference.square().flatten(1).mean(1) / scale
+
+
+def _group_mean(values: Tensor, group: Tensor, mask: Tensor) -> Tensor:
+    """For each sample ``[B]`` the mean over the unmasked ones of its group."""
+    own = torch.unique(group, return_inverse=True)[1].to(values.device)
+    sums, counts = (torch.zeros(len(values), device=values.device).index_add(0, own, part) for part in (values * mask, mask))
+    return (sums / counts.clamp(min=1))[own]

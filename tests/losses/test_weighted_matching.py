@@ -8,7 +8,7 @@ from linear_world import GaussianValue, LinearModel, conditioning
 
 from genrl.chain import OdeChain
 from genrl.losses.noise import SigmaDensity, renoise
-from genrl.losses.weighted_matching import WeightedMatching
+from genrl.losses.weighted_matching import WeightedMatching, _group_mean
 from genrl.policy import ACTOR, OLD, REF, Copies, FlowPolicy
 from genrl.rollout import denoise
 from genrl.types import Batch
@@ -82,16 +82,27 @@ def test_the_implicit_form_starts_like_the_signed_one():
     assert torch.allclose(gradients[0], gradients[1] / 0.5, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("center", [True, False])
-def test_centring_takes_out_a_mean_advantage_and_nothing_else(center):
-    data, gradients = batch(256), []
-    for offset in (0.0, 0.7):
+@pytest.mark.parametrize(("center", "one_for_all", "one_per_group"), [("none", True, True), ("batch", False, True), ("group", False, False)])
+def test_centring_takes_out_a_mean_advantage_and_nothing_else(center, one_for_all, one_per_group):
+    """Offsets of the reward, the same for all samples and one for each prompt, reach the gradient or do not."""
+    data, group = batch(256), torch.arange(256) // 64
+
+    def gradient(offset: torch.Tensor) -> torch.Tensor:
         who, signal = policy(), {**data.signal, "reward": data.signal["reward"] + offset}
-        shifted = Batch(**{**data.__dict__, "signal": signal})
+        shifted = Batch(**{**data.__dict__, "signal": signal, "group": group})
         WeightedMatching("implicit", "none", clip=10.0, center=center, beta=0.0)(who, shifted).loss.backward()
-        gradients.append(torch.cat([t.grad for t in who.parameters(ACTOR)]))
-    moved = ((gradients[0] - gradients[1]).norm() / gradients[0].norm()).item()
-    assert moved < 1e-3 if center else moved > 0.1, moved
+        return torch.cat([t.grad for t in who.parameters(ACTOR)])
+
+    plain = gradient(torch.zeros(256))
+    for offset, reaches in ((torch.full((256,), 0.7), one_for_all), (0.7 * (group - 1.5), one_per_group)):
+        moved = ((gradient(offset) - plain).norm() / plain.norm()).item()
+        assert moved > 0.02 if reaches else moved < 1e-3, (center, moved)
+
+
+def test_centring_skips_what_could_not_be_scored():
+    values, group = torch.tensor([1.0, 3.0, 50.0, 4.0]), torch.tensor([7, 7, 7, 2])
+    mean = _group_mean(values, group, torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    assert mean.tolist() == [2.0, 2.0, 2.0, 4.0]
 
 
 def test_the_signed_form_is_convex_for_any_advantage():

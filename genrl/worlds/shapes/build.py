@@ -5,12 +5,11 @@ Stages, in order, each resumed where it stopped when the command is run again:
 ``prompts``     the train and held-out prompt sets (JSON lines)
 ``tokenizers``  two small BPE vocabularies in CLIP's format
 ``vae``         AutoencoderKL, 8x, 16 channels
-``flow``        SD3Transformer2DModel and two CLIP text encoders, trained together by flow matching,
-                then taught its own guided velocity
+``flow``        SD3Transformer2DModel and two CLIP text encoders, trained together by flow matching
 ``proxies``     five tiny CLIPs (open_clip), different seeds and halves of the data
 
 Weights are written as safetensors, float16 but for the text encoders, into ``genrl/worlds/shapes/assets``; what is
-unfinished lives in ``--work``. Two cores need some three hours. Seeds are fixed; another machine or thread count rounds
+unfinished lives in ``--work``. Two cores need about an hour. Seeds are fixed; another machine or thread count rounds
 differently and so ends at other, equally good weights.
 """
 

@@ -187,7 +187,7 @@ def new_pipeline(folder: Path):
     encoders = [new_text_encoder(tokenizer, 64) for tokenizer in tokenizers]
     return StableDiffusion3Pipeline(
         transformer=new_transformer(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=AutoencoderKL.from_pretrained(folder / "vae"),
         text_encoder=encoders[0],
         tokenizer=tokenizers[0],
