@@ -55,8 +55,7 @@ class Update:
 
     Args:
         role: whose weights; loss: its objective.
-        lr, weight_decay, betas: of AdamW; lr_warmup_updates: linear warm-up in optimiser steps; lr_until_round: the round at
-            which a linear decline ends at 0.
+        lr, weight_decay, betas: of AdamW; lr_warmup_updates: linear warm-up in optimiser steps.
         passes: times each of the round's samples is visited, with fresh noise every time.
         minibatch: samples per forward pass and process; accumulate: forward passes per optimiser step.
         clip: bound of the gradient norm.
@@ -71,14 +70,8 @@ class Update:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     lr_warmup_updates: int = 0
-    lr_until_round: int | None = None
     clip: float = 1.0
     start: Start = field(default_factory=Start)
-
-    def lr_at(self, round_: int, step: int) -> float:
-        """Learning rate in a round (from 0) at the role's optimiser step (from 1)."""
-        decline = 1.0 if self.lr_until_round is None else max(0.0, 1.0 - round_ / self.lr_until_round)
-        return self.lr * min(1.0, step / max(self.lr_warmup_updates, 1)) * decline
 
 
 @dataclass(frozen=True)

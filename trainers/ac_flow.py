@@ -83,7 +83,6 @@ class Actor:
         guidance: guidance of the trained velocity in the matching term.
         lr: learning rate.
         lr_warmup_updates: steps of linear warm-up.
-        lr_decline: whether it falls linearly, to 0 at the last round (then run.rounds should not change between a run and its continuation).
         weight_decay: of AdamW.
         passes: passes over a round's samples.
         minibatch: samples per forward pass and process.
@@ -107,7 +106,6 @@ class Actor:
     guidance: float = 1.0
     lr: float = 3e-4
     lr_warmup_updates: int = 0
-    lr_decline: bool = False
     weight_decay: float = 0.0
     passes: int = 2
     minibatch: int = 64
@@ -186,7 +184,6 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
             accumulate=actor.accumulate,
             weight_decay=actor.weight_decay,
             lr_warmup_updates=actor.lr_warmup_updates,
-            lr_until_round=settings.run.rounds if actor.lr_decline else None,
             clip=actor.grad_clip,
             start=Start(actor.warmup_rounds if networks else 0, by_variance, actor.warmup_explained_variance or 0.0),
         )

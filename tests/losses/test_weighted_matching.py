@@ -82,8 +82,8 @@ def test_the_implicit_form_starts_like_the_signed_one():
     assert torch.allclose(gradients[0], gradients[1] / 0.5, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("center", "one_for_all", "one_per_group"), [("none", True, True), ("batch", False, True), ("group", False, False)])
-def test_centring_takes_out_a_mean_advantage_and_nothing_else(center, one_for_all, one_per_group):
+@pytest.mark.parametrize(("center", "one_for_all", "each_its_own"), [("none", True, True), ("batch", False, True), ("group", False, False)])
+def test_centring_takes_out_a_mean_advantage_and_nothing_else(center, one_for_all, each_its_own):
     """Offsets of the reward, the same for all samples and one for each prompt, reach the gradient or do not."""
     data, group = batch(256), torch.arange(256) // 64
 
@@ -94,7 +94,7 @@ def test_centring_takes_out_a_mean_advantage_and_nothing_else(center, one_for_al
         return torch.cat([t.grad for t in who.parameters(ACTOR)])
 
     plain = gradient(torch.zeros(256))
-    for offset, reaches in ((torch.full((256,), 0.7), one_for_all), (0.7 * (group - 1.5), one_per_group)):
+    for offset, reaches in ((torch.full((256,), 0.7), one_for_all), (0.7 * (group - 1.5), each_its_own)):
         moved = ((gradient(offset) - plain).norm() / plain.norm()).item()
         assert moved > 0.02 if reaches else moved < 1e-3, (center, moved)
 
