@@ -72,7 +72,7 @@ def picture(config: str, seed: int, path: Path) -> None:
             lines[-1] = (lines[-1] + " " + word).strip()
         pen.multiline_text((x + 2, y + 2 * edge + 6), "\n".join(lines[:3]), fill="black", font_size=10, spacing=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(128).save(path, optimize=True)
+    sheet.save(path, optimize=True)
 
 
 def table() -> str:
