@@ -81,7 +81,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
     first, second = (load_file(path / "tensors.safetensors") for path in (one, other))
     assert first.keys() == second.keys()
     assert {name.split("/")[0] for name in first} == {"role", "optimizer"}
-    assert {name.split("/")[1] for name in first if name.startswith("role")} == {"actor", "old", "critic"}
+    assert {name.split("/")[1] for name in first if name.startswith("role")} == {"actor", "average", "old", "critic"}
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole[0] / "tiny" / "metrics.jsonl").read_bytes() == (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
     for name in ("round-00000", "round-00003", "round-00006"):

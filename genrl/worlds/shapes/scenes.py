@@ -25,7 +25,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0.08, 0.08, 0.10),
 }
 RELATIONS = ("left of", "right of", "above", "below")
-RADII = {"small": (5.5, 6.7), "large": (9.0, 11.0)}
+RADII = {"small": (5.8, 6.7), "large": (9.0, 11.0)}
 SMALL_BELOW = 8.0
 """Things with a smaller radius (pixels) are small, the others large."""
 CELLS, PLAY = 4, 0.8
@@ -97,7 +97,7 @@ def relation_holds(relation: str, first: tuple[float, float], second: tuple[floa
     return {"left of": dx, "right of": -dx, "above": dy, "below": -dy}[relation] > margin
 
 
-def place(rng: np.random.Generator, radii: Sequence[float], gap: float = 2.5) -> list[tuple[float, float]]:
+def place(rng: np.random.Generator, radii: Sequence[float], gap: float = 4.0) -> list[tuple[float, float]]:
     """Random centres for boxes of the given radii, ``gap`` pixels apart.
 
     Small things sit in one of 4 x 4 cells, large ones where four cells meet. A cell is as large as one token of the generator,
