@@ -237,7 +237,8 @@ class Loop:
 
     def judge(self, full: bool) -> None:
         """Judge the result on held-out prompts: all of them with pictures, or the small fixed part."""
-        total = len(self.task.held_out.prompts)
+        held_out, judges = self.task.held_out, self.task.judges
+        total = len(held_out.prompts)
         count = (self.evaluation.prompts or total) if full else self.evaluation.small_prompts
         # spread evenly, so that every category is in the small part
         chosen = sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(min(count, total))})
@@ -250,16 +251,8 @@ class Loop:
         )
         mine = dict(list(enumerate(chosen))[self.rank :: self.world])
         pictures = self.recorder.pictures(self.round) if full else None
-        rows = judge_images(
-            self.policy,
-            self.algorithm.result,
-            self.task.held_out.prompts,
-            self.task.held_out.cond,
-            mine,
-            self.task.judges,
-            protocol,
-            pictures,
-        )
+        role = self.algorithm.result
+        rows = judge_images(self.policy, role, held_out.prompts, held_out.cond, mine, judges, protocol, pictures)
         rows = gather_object(rows) if self.world > 1 else rows
         rows.sort(key=lambda row: row["place"])
         self.judged = self.recorder.judged(self.round, self.counters["images_seen"], protocol, rows, pictures)
