@@ -32,3 +32,11 @@ def uniform(key: Sequence[int], samples: Iterable[int]) -> Tensor:
 
 def permutation(key: Sequence[int], length: int) -> Tensor:
     return torch.randperm(length, generator=generator(*key))
+
+
+def permutation_by_group(key: Sequence[int], group: Tensor) -> Tensor:
+    """A random order of samples with groups ``[B]`` that leaves each group in one piece; groups and their members in random order."""
+    order = permutation(key, len(group))
+    _, own = group[order].unique(return_inverse=True)
+    turn = permutation((*key, 0), int(own.max()) + 1)
+    return order[turn[own].argsort(stable=True)]

@@ -1,8 +1,7 @@
 """``fit``: the one training loop. It runs any ``Algorithm`` and knows none by name.
 
 A round: draw prompts, sample, score, turn scores into signals, let every due update learn, move the slow roles, write down.
-Several processes share a round's prompts, whole groups each; gradients are averaged by one all-reduce per step, so roles
-need no wrappers (see docs/decisions.md).
+Several processes share a round's prompts, whole groups each; one all-reduce per step averages gradients (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -182,7 +181,8 @@ class Loop:
         """All passes of one update over the round's samples."""
         sums: dict[str, list[Tensor]] = {}
         for number in range(update.passes):
-            shuffled = seeds.permutation((self.run.seed, seeds.ORDER, self.round, index, number), len(batch))
+            # a group stays together: losses compare its members
+            shuffled = seeds.permutation_by_group((self.run.seed, seeds.ORDER, self.round, index, number), batch.group)
             parts = shuffled.split(update.minibatch)
             for first in range(0, len(parts), update.accumulate):
                 self._step(index, update, self._streamed(batch, index, number), parts[first : first + update.accumulate], sums)

@@ -28,3 +28,13 @@ def test_uniform_and_permutation():
     numbers = seeds.uniform((3,), range(2000))
     assert numbers.min() >= 0 and numbers.max() < 1 and abs(numbers.mean().item() - 0.5) < 0.03
     assert seeds.permutation((1, 2), 10).sort().values.tolist() == list(range(10))
+
+
+def test_a_permutation_by_group_keeps_groups_in_one_piece():
+    group = torch.tensor([5, 2, 5, 9, 2, 5, 9, 2])
+    orders = {tuple(seeds.permutation_by_group((1, i), group).tolist()) for i in range(40)}
+    assert len(orders) > 30, "groups and their members come in random order"
+    for order in orders:
+        assert sorted(order) == list(range(8))
+        drawn = group[list(order)].tolist()
+        assert sum(a != b for a, b in zip(drawn, drawn[1:], strict=False)) == 2, drawn

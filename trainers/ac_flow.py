@@ -154,6 +154,8 @@ class Config:
 def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
     """The algorithm and the policy it trains."""
     actor, critic = settings.actor, settings.critic
+    if actor.center != "none" and actor.minibatch < 2:
+        raise config.ConfigError("actor.center compares samples of a minibatch: actor.minibatch must be at least 2, or actor.center none")
     density = SigmaDensity(settings.sigma.kind, settings.sigma.low, settings.sigma.high, shift=settings.sigma.shift)
     matching = WeightedMatching(
         weighting=actor.weighting,

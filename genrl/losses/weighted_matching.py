@@ -50,8 +50,8 @@ class WeightedMatching:
         tau: temperature of ``exp`` and ``outcome``, per unit of shaped reward.
         clip: the advantage is clipped to ``[-clip, clip]``.
         strength: s of ``implicit``.
-        center: subtract the mean advantage of the minibatch, or of each prompt's samples in it, before clipping (ours). A mean
-            other than zero is plain matching of the model's own samples, or flight from them: it narrows or widens what is
+        center: subtract the mean advantage of the minibatch, or of each prompt's samples in it, before and after clipping (ours).
+            A mean other than zero is plain matching of the model's own samples, or flight from them: it narrows or widens what is
             drawn, has nothing to do with the reward and feeds on itself. ``outcome`` ignores it.
         beta: weight of the W2 term. The drift at the fixed point is about tau / beta: that ratio is the knob.
         error: ``velocity`` measures errors as written; ``endpoint`` on x0, each sample's divided by its own mean absolute
@@ -119,10 +119,14 @@ class WeightedMatching:
             reward = reward - value(policy, x, sigma, batch.cond, v_ref)
         elif self.baseline == "group":
             reward = reward - batch.signal["group_reward"]
-        if self.center != "none":
-            group = batch.group if self.center == "group" else torch.zeros_like(batch.group)
-            reward = reward - _group_mean(reward, group, batch.signal["valid"].float())
-        return reward.clamp(-self.clip, self.clip)
+        # clipping cuts the longer tail and so brings a mean back: it is subtracted before, and what is left of it after
+        return self._centred(self._centred(reward, batch).clamp(-self.clip, self.clip), batch)
+
+    def _centred(self, advantage: Tensor, batch: Batch) -> Tensor:
+        if self.center == "none":
+            return advantage
+        group = batch.group if self.center == "group" else torch.zeros_like(batch.group)
+        return advantage - _group_mean(advantage, group, batch.signal["valid"].float())
 
     def _matching(self, advantage: Tensor, v: Tensor, u: Tensor, fixed: dict[str, Tensor], sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The matching term per sample ``[B]``, and the weight it gave each sample."""
@@ -138,7 +142,7 @@ class WeightedMatching:
         elif self.weighting == "relu":
             weight = advantage.clamp(min=0)
         else:
-            weight = 1 + advantage / self.clip
+            weight = (1 + advantage / self.clip).clamp(min=0)
         return weight * self._error(v - u, sigma), weight
 
     def _error(self, difference: Tensor, sigma: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ def reward(tmp_path):
         ({"data__group_size": 1}, "groups of at least 2"),
         ({"actor__lr": 0}, "positive lr"),
         ({"actor__clip": 0}, "clip must be positive"),
+        ({"actor__minibatch": 1}, "actor.minibatch must be at least 2"),
         ({"run__rounds": "many"}, "run.rounds"),
         ({"run__sead": 1}, "did you mean run.seed"),
         ({"sampling__steps": 0}, "at least one step"),

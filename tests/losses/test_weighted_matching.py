@@ -99,6 +99,14 @@ def test_centring_takes_out_a_mean_advantage_and_nothing_else(center, one_for_al
         assert moved > 0.02 if reaches else moved < 1e-3, (center, moved)
 
 
+def test_clipping_brings_no_mean_back():
+    """Three just missed, one far better: after clipping at .1 their mean would be -.05 if it were not subtracted again."""
+    who, data = policy(), batch(4, reward=torch.tensor([0.0, 0.0, 0.0, 2.0]))
+    loss = WeightedMatching("implicit", "none", clip=0.1, center="group")
+    advantage = loss._advantage(who, data, data.x0, torch.ones(4), None)
+    assert torch.allclose(advantage, torch.tensor([-0.05, -0.05, -0.05, 0.15]))
+
+
 def test_centring_skips_what_could_not_be_scored():
     values, group = torch.tensor([1.0, 3.0, 50.0, 4.0]), torch.tensor([7, 7, 7, 2])
     mean = _group_mean(values, group, torch.tensor([1.0, 1.0, 0.0, 1.0]))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from scipy import ndimage, stats
+from transformers import AutoTokenizer
 
 from genrl.data import load_prompts
 from genrl.worlds.shapes import ASSETS, PIPELINE, proxies
@@ -189,6 +190,12 @@ def test_a_proxy_that_was_not_trained_says_how(monkeypatch, tmp_path):
     proxies.load_proxy.cache_clear()
     with pytest.raises(FileNotFoundError, match="--stages proxies"):
         proxies.load_proxy(0)
+
+
+def test_no_prompt_is_too_long_for_the_silent_t5():
+    # diffusers would list every prompt of a batch in a warning, though that encoder hears nothing
+    tokenizer = AutoTokenizer.from_pretrained(PIPELINE / "tokenizer_3")
+    assert tokenizer(["a red circle left of a blue square", ""]).input_ids == [[1], [1]]
 
 
 def test_what_ships_is_small():

@@ -21,9 +21,11 @@ SCENES = 24_000
 VAE_BATCH = 24
 VAE_PHASES = (("vae", 1_400, 2e-3, 5e-4), ("vae_sharp", 1_000, 1e-3, 1e-5))
 """Name, steps, learning rate and KL weight: first a smooth latent space, then sharp and true colours in it."""
-FLOW_STEPS, FLOW_BATCH = 12_000, 32
-CARELESS_FROM, CARELESS = 9_000, 0.3
-"""First captions are true and complete: the model learns what words mean. Then they leave out and mistake: it learns to doubt them."""
+FLOW_BATCH = 32
+FLOW_PHASES = (("flow", 12_000, 9_000), ("flow_more", 15_000, 12_000))
+CARELESS = 0.3
+"""Name, steps, and the step from which captions are careless: first they are true and complete, and the model learns what words
+mean; then they leave out and mistake, and it learns to doubt them. Each phase has pictures and a learning-rate cycle of its own."""
 T5_TOKENS = 256
 """Zero tokens that diffusers adds for T5 by default. Some training steps carry them, so that plain diffusers draws too."""
 
@@ -147,14 +149,18 @@ def silent_t5() -> tuple[nn.Module, object]:
     """A T5 that says nothing: its last norm is zero, so it gives exactly the zeros that SD3 sees without T5.
 
     diffusers cannot read back a pipeline saved without T5 unless told so by ``text_encoder_3=None``; with this stand-in of
-    32 kB ``from_pretrained(folder)`` needs no argument.
+    32 kB ``from_pretrained(folder)`` needs no argument. Its tokenizer reads no text, so that no prompt is ever too long for it.
     """
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+    from tokenizers import Regex, normalizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5TokenizerFast
 
     t5 = T5EncoderModel(T5Config(vocab_size=8, d_model=128, d_kv=8, d_ff=8, num_layers=1, num_heads=1)).requires_grad_(False)
     nn.init.zeros_(t5.encoder.final_layer_norm.weight)
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -1.0)]
-    return t5, T5TokenizerFast(vocab=vocabulary, extra_ids=0)
+    backend = T5TokenizerFast(vocab=vocabulary, extra_ids=0).backend_tokenizer
+    backend.normalizer = normalizers.Replace(Regex(r"[\s\S]+"), "")
+    # T5's own class would drop the normalizer when it is loaded again
+    return t5, PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
 def new_transformer() -> nn.Module:
@@ -202,22 +208,23 @@ def build_flow(assets: Path, work: Path) -> None:
     """Flow matching of transformer and text encoders together, on captions that are careful first and careless later."""
     folder = assets / "pipeline"
     pipeline = new_pipeline(folder)
-    scenes = draw_scenes(SCENES, seed=4)
-    latents = (encode_scenes(pipeline.vae, scenes) - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
-
-    def matching(step: int) -> Tensor:
-        rng = np.random.default_rng((5, step))
-        padded = step % 20 == 19
-        pick = rng.integers(0, len(scenes), FLOW_BATCH // 4 if padded else FLOW_BATCH)
-        careless = CARELESS if step >= CARELESS_FROM else 0.0
-        texts = ["" if rng.random() < 0.1 else caption(scenes[i], rng, careless) for i in pick]
-        x0 = latents[torch.from_numpy(pick)]
-        noise, sigma = _noise_and_level(x0)
-        v = _velocity(pipeline, texts, T5_TOKENS if padded else 0, add_noise(x0, noise, sigma), sigma)
-        return (v - velocity_target(x0, noise)).square().mean()
-
     modules = {name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
-    train("flow", work, modules, FLOW_STEPS, 3e-3, matching, ema=0.999)
+    for phase, (name, steps, careless_from) in enumerate(FLOW_PHASES):
+        scenes = draw_scenes(SCENES, seed=4 + 4 * phase)
+        latents = (encode_scenes(pipeline.vae, scenes) - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
+
+        def matching(step: int, phase: int = phase, careless_from: int = careless_from, scenes=scenes, latents=latents) -> Tensor:
+            rng = np.random.default_rng((5 + 4 * phase, step))
+            padded = step % 20 == 19
+            pick = rng.integers(0, len(scenes), FLOW_BATCH // 4 if padded else FLOW_BATCH)
+            careless = CARELESS if step >= careless_from else 0.0
+            texts = ["" if rng.random() < 0.1 else caption(scenes[i], rng, careless) for i in pick]
+            x0 = latents[torch.from_numpy(pick)]
+            noise, sigma = _noise_and_level(x0)
+            v = _velocity(pipeline, texts, T5_TOKENS if padded else 0, add_noise(x0, noise, sigma), sigma)
+            return (v - velocity_target(x0, noise)).square().mean()
+
+        train(name, work, modules, steps, 3e-3, matching, ema=0.999)
     # the text encoders keep float32 on disk: transformers loads what is stored, diffusers float32, and the two must meet
     pipeline.transformer.half()
     pipeline.vae.half()
