@@ -55,7 +55,8 @@ class Update:
 
     Args:
         role: whose weights; loss: its objective.
-        lr, weight_decay, betas: of AdamW; lr_warmup_updates: linear warm-up in optimiser steps.
+        lr, weight_decay, betas: of AdamW; lr_warmup_updates: linear warm-up in optimiser steps; lr_halving_rounds: rounds in
+            which lr halves, exponentially; 0 keeps it.
         passes: times each of the round's samples is visited, with fresh noise every time.
         minibatch: samples per forward pass and process; accumulate: forward passes per optimiser step.
         clip: bound of the gradient norm.
@@ -70,8 +71,14 @@ class Update:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     lr_warmup_updates: int = 0
+    lr_halving_rounds: int = 0
     clip: float = 1.0
     start: Start = field(default_factory=Start)
+
+    def lr_at(self, step: int, round_: int) -> float:
+        """Learning rate of the ``step``-th optimiser step (from 1), in round ``round_``."""
+        decay = 0.5 ** (round_ / self.lr_halving_rounds) if self.lr_halving_rounds else 1.0
+        return self.lr * min(1.0, step / max(self.lr_warmup_updates, 1)) * decay
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ class Loop:
             )
         self.steps[index] += 1
         for group in optimizer.param_groups:
-            group["lr"] = update.lr * min(1.0, self.steps[index] / max(update.lr_warmup_updates, 1))
+            group["lr"] = update.lr_at(self.steps[index], self.round)
         optimizer.step()
         sums.setdefault(f"grad_norm/{update.role}", []).append(norm.detach())
 

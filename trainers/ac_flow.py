@@ -83,6 +83,7 @@ class Actor:
         guidance: guidance of the trained velocity in the matching term.
         lr: learning rate.
         lr_warmup_updates: steps of linear warm-up.
+        lr_halving_rounds: rounds in which the learning rate halves; 0 keeps it.
         weight_decay: of AdamW.
         passes: passes over a round's samples.
         minibatch: samples per forward pass and process.
@@ -106,6 +107,7 @@ class Actor:
     guidance: float = 1.0
     lr: float = 3e-4
     lr_warmup_updates: int = 0
+    lr_halving_rounds: int = 0
     weight_decay: float = 0.0
     passes: int = 2
     minibatch: int = 64
@@ -186,6 +188,7 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
             accumulate=actor.accumulate,
             weight_decay=actor.weight_decay,
             lr_warmup_updates=actor.lr_warmup_updates,
+            lr_halving_rounds=actor.lr_halving_rounds,
             clip=actor.grad_clip,
             start=Start(actor.warmup_rounds if networks else 0, by_variance, actor.warmup_explained_variance or 0.0),
         )
