@@ -60,3 +60,11 @@ def test_warm_up_ends_by_rounds_or_by_a_metric():
     start = Start(round=5, metric="critic/explained_variance", above=0.3)
     assert [start.open(r, {"critic/explained_variance": ev}) for r, ev in ((0, 0.1), (2, 0.31), (5, 0.0))] == [False, True, True]
     assert not start.open(4, {}) and Start(0).open(0, {})
+
+
+def test_the_learning_rate_warms_up_and_halves():
+    plain = Update(ACTOR, None, lr=0.8)
+    assert plain.lr_at(1, 0) == plain.lr_at(999, 50) == 0.8
+    update = Update(ACTOR, None, lr=0.8, lr_warmup_updates=4, lr_halving_rounds=10)
+    assert [update.lr_at(step, 0) for step in (1, 2, 4, 9)] == pytest.approx([0.2, 0.4, 0.8, 0.8])
+    assert [update.lr_at(9, round_) for round_ in (10, 15, 20)] == pytest.approx([0.4, 0.8 / 2**1.5, 0.2])

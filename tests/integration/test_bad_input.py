@@ -35,6 +35,7 @@ def reward(tmp_path):
         ({"data__train": "shapes/trian"}, "did you mean 'shapes/train'"),
         ({"data__group_size": 1}, "groups of at least 2"),
         ({"actor__lr": 0}, "positive lr"),
+        ({"actor__lr_halving_rounds": -5}, "0 keeps the learning rate"),
         ({"actor__clip": 0}, "clip must be positive"),
         ({"actor__minibatch": 1}, "actor.minibatch must be at least 2"),
         ({"run__rounds": "many"}, "run.rounds"),
