@@ -124,7 +124,9 @@ class Algorithm:
             if not policy.parameters(update.role):
                 raise ValueError(f"role {update.role!r} is to be updated but has no trainable weights")
             if update.lr_halving_rounds < 0:
-                raise ValueError(f"the update of {update.role!r} has lr_halving_rounds {update.lr_halving_rounds}; 0 keeps the learning rate")
+                raise ValueError(
+                    f"the update of {update.role!r} halves its lr every {update.lr_halving_rounds} rounds; 0 keeps the learning rate"
+                )
             if update.lr <= 0 or update.passes < 1 or update.minibatch < 1 or update.accumulate < 1:
                 raise ValueError(f"the update of {update.role!r} needs a positive lr, and passes, minibatch and accumulate of at least 1")
         if self.prompts < 1 or self.group_size < 2:

@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 
 from genrl import seeds
@@ -37,4 +39,4 @@ def test_a_permutation_by_group_keeps_groups_in_one_piece():
     for order in orders:
         assert sorted(order) == list(range(8))
         drawn = group[list(order)].tolist()
-        assert sum(a != b for a, b in zip(drawn, drawn[1:], strict=False)) == 2, drawn
+        assert sum(a != b for a, b in itertools.pairwise(drawn)) == 2, drawn
