@@ -77,7 +77,7 @@ def signal_share(loss: Loss, policy: FlowPolicy, parts: list[Batch], noises: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=12, help="rounds of samples behind each figure")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of samples behind each figure")
     args = parser.parse_args()
     torch.set_num_threads(usable_cpus())
     settings = {name: config.load(Config, ["--config", str(DEMO), *BASE, *options]) for name, options in VARIANTS.items()}
