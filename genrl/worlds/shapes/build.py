@@ -9,7 +9,7 @@ Stages, in order, each resumed where it stopped when the command is run again:
 ``proxies``     five tiny CLIPs (open_clip), different seeds and halves of the data
 
 Weights are written as safetensors, float16 but for the text encoders, into ``genrl/worlds/shapes/assets``; what is
-unfinished lives in ``--work``. Two cores need about an hour. Seeds are fixed; another machine or thread count rounds
+unfinished lives in ``--work``. Two cores need about an hour and a half. Seeds are fixed; another machine or thread count rounds
 differently and so ends at other, equally good weights.
 """
 
