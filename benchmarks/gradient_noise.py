@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -88,14 +87,14 @@ def main() -> None:
         whole = draw(algorithm, model, policy, first.data.train, args.rounds, seed)
         shares = {}
         for name, one in settings.items():
-            parts = [whole.index(rows) for rows in torch.arange(len(whole)).split(one.actor.minibatch)]
+            parts = [whole.index(some) for some in torch.arange(len(whole)).split(one.actor.minibatch)]
             shares[name] = signal_share(build(one, model)[0].updates[-1].loss, policy, parts, one.actor.passes, seed)
             print(f"seed {seed}  {name:24s} {shares[name]:.4f}", flush=True)
         about = versions(seed, Accelerator(cpu=True)) | {"command": "python benchmarks/gradient_noise.py"}
         rows.append({"seed": seed, "shares": shares, "versions": about})
     figures = {name: spread([row["shares"][name] for row in rows]) | {"options": options} for name, options in VARIANTS.items()}
     content = {"figures": figures, "seeds": args.seeds, "rounds": args.rounds, "rows": rows}
-    Path(RESULTS / "gradient_noise.json").write_text(json.dumps(content, indent=1) + "\n")
+    (RESULTS / "gradient_noise.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ weighting      matching                                                    sourc
 =============  ==========================================================  ==================================================
 ``exp``        exp(tau A) |v - u|^2                                        the form of ORW-CFM-W2 with the critic's advantage
 ``relu``       max(A, 0) |v - u|^2                                         RAFT-like: better than expected only (ours)
-``affine``     (1 + A / eps) |v - u|^2                                     first order of exp, never negative (ours)
+``affine``     max(1 + A / eps, 0) |v - u|^2                               first order of exp, never negative (ours)
 ``signed``     A (|v - u|^2 - |v - v_ref|^2)                               ADRPO (arXiv 2510.18053): convex for any A
 ``implicit``   p |v+ - u|^2 + (1 - p) |v- - u|^2, p = (1 + A / eps) / 2    DiffusionNFT (arXiv 2509.16117): v+ = (1-s) v_old + s v,
                                                                            v- = (1+s) v_old - s v, s = ``strength``
@@ -48,7 +48,7 @@ class WeightedMatching:
     Args:
         weighting, baseline: see the table; ``outcome`` ignores the baseline.
         tau: temperature of ``exp`` and ``outcome``, per unit of shaped reward.
-        clip: the advantage is clipped to ``[-clip, clip]``.
+        clip: the advantage is clipped to ``[-clip, clip]``; centring may then shift it, by less than ``clip``.
         strength: s of ``implicit``.
         center: subtract the mean advantage of the minibatch, or of each prompt's samples in it, before and after clipping (ours).
             A mean other than zero is plain matching of the model's own samples, or flight from them: it narrows or widens what is
@@ -94,15 +94,14 @@ class WeightedMatching:
                 fixed[REF] = policy.velocity(x, sigma, batch.cond, REF)
             if self.weighting == "implicit":
                 fixed[OLD] = policy.velocity(x, sigma, batch.cond, OLD, self.guidance)
-            advantage = self._advantage(policy, batch, x, sigma, fixed.get(REF))
+            advantage, clipped = self._advantage(policy, batch, x, sigma, fixed.get(REF))
         v, v_plain = policy.branches(x, sigma, batch.cond, ACTOR, self.guidance)
         terms, weight = self._matching(advantage, v, u, fixed, sigma)
         if self.beta > 0:
             terms = terms + self.beta * (v_plain - fixed[REF]).square().flatten(1).mean(1)
         mask = batch.signal["valid"].float()
         loss = (terms * mask).sum() / mask.sum().clamp(min=1)
-        clipped = (advantage.abs() >= self.clip).float().mean()
-        return LossOutput(loss, {"policy/weight_std": weight.std(correction=0).detach(), "policy/clipped": clipped})
+        return LossOutput(loss, {"policy/weight_std": weight.std(correction=0).detach(), "policy/clipped": clipped.float().mean()})
 
     @torch.no_grad()
     def diagnose(self, policy: FlowPolicy, batch: Batch) -> dict[str, float]:
@@ -111,16 +110,18 @@ class WeightedMatching:
         moved = policy.velocity(x, sigma, batch.cond, ACTOR) - policy.velocity(x, sigma, batch.cond, REF)
         return {"policy/w2": moved.square().mean().item()}
 
-    def _advantage(self, policy: FlowPolicy, batch: Batch, x: Tensor, sigma: Tensor, v_ref: Tensor | None) -> Tensor:
+    def _advantage(self, policy: FlowPolicy, batch: Batch, x: Tensor, sigma: Tensor, v_ref: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The advantage ``[B]``, and which samples were clipped."""
         reward = batch.signal["reward"]
         if self.weighting == "outcome":
-            return reward
+            return reward, torch.zeros_like(reward, dtype=torch.bool)
         if self.baseline == "critic":
             reward = reward - value(policy, x, sigma, batch.cond, v_ref)
         elif self.baseline == "group":
             reward = reward - batch.signal["group_reward"]
         # clipping cuts the longer tail and so brings a mean back: it is subtracted before, and what is left of it after
-        return self._centred(self._centred(reward, batch).clamp(-self.clip, self.clip), batch)
+        centred = self._centred(reward, batch)
+        return self._centred(centred.clamp(-self.clip, self.clip), batch), centred.abs() > self.clip
 
     def _centred(self, advantage: Tensor, batch: Batch) -> Tensor:
         if self.center == "none":

@@ -103,8 +103,9 @@ def test_clipping_brings_no_mean_back():
     """Three just missed, one far better: after clipping at .1 their mean would be -.05 if it were not subtracted again."""
     who, data = policy(), batch(4, reward=torch.tensor([0.0, 0.0, 0.0, 2.0]))
     loss = WeightedMatching("implicit", "none", clip=0.1, center="group")
-    advantage = loss._advantage(who, data, data.x0, torch.ones(4), None)
+    advantage, clipped = loss._advantage(who, data, data.x0, torch.ones(4), None)
     assert torch.allclose(advantage, torch.tensor([-0.05, -0.05, -0.05, 0.15]))
+    assert clipped.all() and loss(who, data).metrics["policy/clipped"] == 1
 
 
 def test_centring_skips_what_could_not_be_scored():

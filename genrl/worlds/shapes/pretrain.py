@@ -22,8 +22,8 @@ VAE_BATCH = 24
 VAE_PHASES = (("vae", 1_400, 2e-3, 5e-4), ("vae_sharp", 1_000, 1e-3, 1e-5))
 """Name, steps, learning rate and KL weight: first a smooth latent space, then sharp and true colours in it."""
 FLOW_BATCH = 32
-FLOW_PHASES = (("flow", 12_000, 9_000), ("flow_more", 15_000, 12_000))
 CARELESS = 0.3
+FLOW_PHASES = (("flow", 12_000, 9_000), ("flow_more", 15_000, 12_000))
 """Name, steps, and the step from which captions are careless: first they are true and complete, and the model learns what words
 mean; then they leave out and mistake, and it learns to doubt them. Each phase has pictures and a learning-rate cycle of its own."""
 T5_TOKENS = 256
@@ -210,6 +210,7 @@ def build_flow(assets: Path, work: Path) -> None:
     pipeline = new_pipeline(folder)
     modules = {name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
     for phase, (name, steps, careless_from) in enumerate(FLOW_PHASES):
+        # seeds 4 and 5, then 8 and 9: 6 and 7 are the proxies'
         scenes = draw_scenes(SCENES, seed=4 + 4 * phase)
         latents = (encode_scenes(pipeline.vae, scenes) - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
 
