@@ -57,6 +57,7 @@ def draw(algorithm: Algorithm, model: SD3, policy: FlowPolicy, source: str, roun
     cond = cond.index(torch.tensor(groups))
     drawn = rollout(policy, algorithm.chain, some, cond, role=ACTOR, key=key, samples=range(len(groups)), groups=groups)
     scores = load_reward("shapes_judge")(decode(policy, drawn.x0), [p.text for p in some], [p.metadata for p in some])
+    assert algorithm.feedback is not None
     return Batch(drawn.group, drawn.sample, drawn.x0, drawn.cond, algorithm.feedback(torch.as_tensor(scores).float(), drawn.group))
 
 

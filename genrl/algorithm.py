@@ -12,18 +12,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from genrl.chain import Chain
+from genrl.losses import Loss
 from genrl.policy import ACTOR, FlowPolicy
-from genrl.types import Batch, LossOutput
-
-
-class Loss(Protocol):
-    """Pure objective. ``requires``: the signals it reads. It may also offer ``diagnose(policy, batch) -> metrics``, called
-    once a round on fresh samples, before any update, and ``roles``, the roles it evaluates."""
-
-    @property
-    def requires(self) -> tuple[str, ...]: ...
-
-    def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput: ...
+from genrl.rollout import RECORDS
 
 
 class Feedback(Protocol):
@@ -54,12 +45,14 @@ class Update:
     """How one role learns in each round.
 
     Args:
-        role: whose weights; loss: its objective.
+        role: whose weights; also: further roles that learn from the same loss; loss: its objective; label: its name in logs, the
+            role's if empty.
         lr, weight_decay, betas: of AdamW; lr_warmup_updates: linear warm-up in optimiser steps; lr_halving_rounds: rounds in
             which lr halves, exponentially; 0 keeps it.
         passes: times each of the round's samples is visited, with fresh noise every time.
         minibatch: samples per forward pass and process; accumulate: forward passes per optimiser step.
         clip: bound of the gradient norm.
+        start: when it begins; until_round: the round from which it learns no more, 0 for never; every_rounds: how often it has its turn.
     """
 
     role: str
@@ -74,6 +67,18 @@ class Update:
     lr_halving_rounds: int = 0
     clip: float = 1.0
     start: Start = field(default_factory=Start)
+    until_round: int = 0
+    every_rounds: int = 1
+    label: str = ""
+    also: tuple[str, ...] = ()
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        return (self.role, *self.also)
+
+    @property
+    def name(self) -> str:
+        return self.label or self.role
 
     def lr_at(self, step: int, round_: int) -> float:
         """Learning rate of the ``step``-th optimiser step (from 1), in round ``round_``."""
@@ -83,51 +88,83 @@ class Update:
 
 @dataclass(frozen=True)
 class Slow:
-    """``target <- decay * target + (1 - decay) * source``, every so many rounds, after the updates."""
+    """``target <- decay * target + (1 - decay) * source``, every so many rounds, after the updates; until a round, 0 for always."""
 
     target: str
     source: str
     decay: float = 0.0
     every_rounds: int = 1
+    until_round: int = 0
+
+    def due(self, round_: int) -> bool:
+        """Whether to follow after ``round_`` rounds."""
+        return round_ % self.every_rounds == 0 and not (self.until_round and round_ > self.until_round)
+
+
+@dataclass(frozen=True)
+class View:
+    """A further way to draw that is judged once, when training is over: a role along another chain, with other guidance.
+
+    ``images_per_prompt`` 0 takes as many as the full evaluation.
+    """
+
+    name: str
+    role: str
+    chain: Chain
+    guidance: float = 1.0
+    images_per_prompt: int = 0
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``; the role
-    ``result`` is what the training is for: judged on held-out prompts, exported in the end."""
+    """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``; ``feedback`` turns
+    their scores into signals (None: nothing is scored in training); the role ``result`` is what the training is for: judged on
+    held-out prompts, exported in the end; ``views`` are judged beside it."""
 
     chain: Chain
     behaviour: str
-    feedback: Feedback
+    feedback: Feedback | None
     updates: tuple[Update, ...]
     slow: tuple[Slow, ...] = ()
     prompts: int = 8
     group_size: int = 16
     guidance: float = 1.0
     result: str = ACTOR
+    views: tuple[View, ...] = ()
 
     @property
     def trained(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(update.role for update in self.updates))
+        return tuple(dict.fromkeys(role for update in self.updates for role in update.learners))
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """All signals that the losses read."""
+        return frozenset(name for update in self.updates for name in update.loss.requires)
 
     def validate(self, policy: FlowPolicy) -> None:
         """Raise ``ValueError`` where roles, signals or sizes do not fit together: before anything is sampled."""
         wanted = {self.behaviour, self.result, *self.trained, *(role for s in self.slow for role in (s.target, s.source))}
+        wanted |= {view.role for view in self.views}
         wanted |= {role for update in self.updates for role in getattr(update.loss, "roles", ())}
         if missing := wanted - set(policy.roles):
             raise ValueError(f"the algorithm uses roles {sorted(missing)} that the policy lacks; it has {', '.join(policy.roles)}")
+        given = (*(self.feedback.signals if self.feedback else ()), *RECORDS, "real")
         for update in self.updates:
-            if lacking := set(update.loss.requires) - set(self.feedback.signals):
-                raise ValueError(
-                    f"the loss of {update.role!r} requires {sorted(lacking)}; the feedback gives {', '.join(self.feedback.signals)}"
-                )
-            if not policy.parameters(update.role):
-                raise ValueError(f"role {update.role!r} is to be updated but has no trainable weights")
+            if lacking := set(update.loss.requires) - set(given):
+                raise ValueError(f"the loss of {update.name!r} requires {sorted(lacking)}; there are {', '.join(given)}")
+            for role in update.learners:
+                if not policy.parameters(role):
+                    raise ValueError(f"role {role!r} is to be updated but has no trainable weights")
             if update.lr_halving_rounds < 0:
                 raise ValueError(
                     f"the update of {update.role!r} halves its lr every {update.lr_halving_rounds} rounds; 0 keeps the learning rate"
                 )
-            if update.lr <= 0 or update.passes < 1 or update.minibatch < 1 or update.accumulate < 1:
-                raise ValueError(f"the update of {update.role!r} needs a positive lr, and passes, minibatch and accumulate of at least 1")
-        if self.prompts < 1 or self.group_size < 2:
-            raise ValueError(f"a round needs at least one prompt and groups of at least 2 samples; got {self.prompts} x {self.group_size}")
+            if update.lr <= 0 or update.passes < 1 or update.minibatch < 1 or update.accumulate < 1 or update.every_rounds < 1:
+                raise ValueError(
+                    f"the update of {update.name!r} needs a positive lr, and passes, minibatch, accumulate and every_rounds of at least 1"
+                )
+        least = 2 if self.feedback else 1
+        if self.prompts < 1 or self.group_size < least:
+            raise ValueError(
+                f"a round needs at least one prompt and groups of at least {least} samples; got {self.prompts} x {self.group_size}"
+            )

@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
 def sample(args: argparse.Namespace) -> None:
     from genrl.chain import OdeChain
     from genrl.evaluation.judging import to_pil
-    from genrl.models.sd3 import SD3
+    from genrl.models import load_generator
     from genrl.policy import ACTOR, Copies, FlowPolicy
     from genrl.rollout import decode, rollout
     from genrl.types import Prompt
     from genrl.worlds.shapes import PIPELINE
 
-    model = SD3(str(PIPELINE), t5=False, max_sequence_length=1) if args.model == "shapes" else SD3(args.model)
+    model = load_generator(str(PIPELINE), t5=False, max_sequence_length=1) if args.model == "shapes" else load_generator(args.model)
     policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
     texts = [text for text in args.prompts for _ in range(args.images)]
     numbers = list(range(len(texts)))

@@ -159,6 +159,21 @@ class Rewards:
 
 
 @dataclass(frozen=True)
+class Judges:
+    """Rewards that only judge.
+
+    Args:
+        judges: rewards to evaluate with; the first is the judge of reports.
+        batch: images per call.
+        min_valid: share of images a reward must be able to score.
+    """
+
+    judges: list[Term] = field(default_factory=lambda: [Term()])
+    batch: int = 32
+    min_valid: float = 0.5
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Evaluation on held-out prompts with fixed seeds, in full before and after, on a few prompts in between.
 

@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 from genrl import seeds
 from genrl.types import Conditioning, Prompt
 
 BUILT_IN = {name: ("genrl.worlds.shapes", f"assets/prompts/{name.split('/')[1]}.jsonl") for name in ("shapes/train", "shapes/held_out")}
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class PromptError(ValueError):
@@ -91,6 +95,25 @@ def _read_csv(path: Path) -> list[Prompt]:
 
 
 _READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".csv": _read_csv}
+
+
+def load_images(folder: str | Path, count: int, size: tuple[int, int]) -> torch.Tensor:
+    """The first ``count`` pictures of a folder by name, cropped to the middle and resized: ``[N, 3, H, W]`` in [0, 1].
+
+    Raises:
+        PromptError: no such folder, or no picture in it.
+    """
+    folder = Path(folder).expanduser()
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in PICTURES)[:count] if folder.is_dir() else []
+    if not paths:
+        raise PromptError(f"no pictures ({', '.join(PICTURES)}) in {str(folder)!r}: data.real names a folder of real images, or 'shapes'")
+    height, width = size
+    images = []
+    for path in paths:
+        with Image.open(path) as picture:
+            fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+        images.append(torch.from_numpy(np.asarray(fitted, np.float32) / 255).permute(2, 0, 1))
+    return torch.stack(images)
 
 
 def prompts_of_round(total: int, per_round: int, seed: int, round_: int) -> list[int]:

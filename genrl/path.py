@@ -58,3 +58,12 @@ def to_score(x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"], sigma: Sigma) -
 def shift(sigma: Sigma, factor: float) -> Sigma:
     """Resolution shift ``factor s / (1 + (factor - 1) s)`` (Stable Diffusion 3, eq. 23): keeps 0 and 1, raises what lies between."""
     return factor * sigma / (1 + (factor - 1) * sigma)
+
+
+def start(noise: Float[Tensor, "b *d"], sigma: Sigma) -> Float[Tensor, "b *d"]:
+    """The state at a chain's first level: ``noise * hypot(1 - sigma, sigma)``, that is, noise itself at sigma 1.
+
+    A variance-preserving model ends short of pure noise (SDXL at .936) and yet is started from ``x_t = eps``, as its samplers do.
+    """
+    s = expand(sigma, noise)
+    return noise * torch.hypot(1 - s, s)

@@ -23,8 +23,9 @@ ACTOR, OLD, REF, AVERAGE = "actor", "old", "ref", "average"
 class Generator(Protocol):
     """What a model adapter offers (see ``genrl.models``).
 
-    ``velocity`` evaluates a given network without guidance, float32 in and out; ``decode`` maps latents to images
-    ``[B, 3, H, W]`` in [0, 1], differentiably; ``unconditional`` is the conditioning of guidance's other branch.
+    ``velocity`` evaluates a given network without guidance, float32 in and out; ``features`` maps ``[B, C, h, w]`` from its middle;
+    ``decode`` maps latents to images ``[B, 3, H, W]`` in [0, 1], differentiably; ``unconditional`` is the conditioning of guidance's
+    other branch; ``student_sigmas`` the levels of a student of so many steps.
     """
 
     @property
@@ -35,7 +36,9 @@ class Generator(Protocol):
     def unconditional(self) -> Conditioning: ...
 
     def velocity(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor: ...
+    def features(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...
+    def student_sigmas(self, steps: int) -> tuple[float, ...]: ...
 
 
 class Storage(Protocol):
@@ -74,7 +77,6 @@ class Adapters:
 
     def __init__(self, network: Any, roles: tuple[str, ...], lora: Any, trained: tuple[str, ...] = (ACTOR,)):
         self.roles = roles
-        self._trained = trained
         self._network = network.requires_grad_(False).eval()
         for role in roles:
             if role != REF:
@@ -91,25 +93,32 @@ class Adapters:
         for own in others:
             for name, tensor in own.items():
                 tensor.data.copy_(first[name])
-        self._activate(trained[0])
+        for name, own in self._own.items():
+            for tensor in own.values():
+                tensor.requires_grad_(name in trained)
+        self._resting = trained[0]
+        self._activate(self._resting)
 
     @contextmanager
     def use(self, role: str) -> Iterator[nn.Module]:
         self._activate(role)
+        if torch.is_grad_enabled() and role != REF:
+            # backward (and checkpointed re-computation) must find the adapter active that has the graph
+            self._resting = role
         try:
             yield self._network
         finally:
-            # backward (and checkpointed re-computation) must find the trained adapter active
-            self._activate(self._trained[0])
+            self._activate(self._resting)
 
     def _activate(self, role: str) -> None:
+        # peft lets an adapter learn when it becomes active, and others not: who learns is decided elsewhere
+        flags = [(tensor, tensor.requires_grad) for own in self._own.values() for tensor in own.values()]
         for layer in self._layers:
             layer.enable_adapters(role != REF)
             if role != REF:
                 layer.set_adapter(role)
-        for name, own in self._own.items():
-            for tensor in own.values():
-                tensor.requires_grad_(name in self._trained)
+        for tensor, flag in flags:
+            tensor.requires_grad_(flag)
 
     def tensors(self, role: str) -> dict[str, Tensor]:
         return self._own.get(role, {})
@@ -147,6 +156,12 @@ class FlowPolicy:
         v_0, v_c = both.chunk(2)
         return v_0 + guidance * (v_c - v_0), v_c
 
+    def features(self, x: Tensor, sigma: Sigma, cond: Conditioning, role: str) -> Tensor:
+        """A map of inner features ``[B, C, h, w]`` of a role's network, without guidance: what a latent discriminator looks at."""
+        levels = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        with self.storage.use(role) as network:
+            return self.model.features(network, x, levels, cond)
+
     def decode(self, latents: Tensor) -> Tensor:
         return self.model.decode(latents)
 
@@ -159,8 +174,20 @@ class FlowPolicy:
             raise ValueError(f"no role {role!r}; this policy has {', '.join(self.roles)}")
         return self.storage.tensors(role)
 
-    def parameters(self, role: str) -> list[Tensor]:
-        return [tensor for tensor in self.tensors(role).values() if tensor.requires_grad]
+    def parameters(self, *roles: str) -> list[Tensor]:
+        return [tensor for role in roles for tensor in self.tensors(role).values() if tensor.requires_grad]
+
+    @contextmanager
+    def only(self, *roles: str) -> Iterator[None]:
+        """Other trained roles and networks get no gradient: a loss may look through them, but only these roles learn."""
+        others = self.parameters(*(name for name in self.roles if name not in roles))
+        for tensor in others:
+            tensor.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for tensor in others:
+                tensor.requires_grad_(True)
 
     @torch.no_grad()
     def sync(self, target: str, source: str, decay: float = 0.0) -> None:

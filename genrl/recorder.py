@@ -56,36 +56,39 @@ class Recorder:
                 file.write(json.dumps({k: _plain(v) for k, v in content.items()}) + "\n")
         self.track({k: v for k, v in line.items() if k != "round"}, step=int(line["round"]))
 
-    def pictures(self, round_: int) -> Path:
+    def pictures(self, name: str) -> Path:
         """Folder for the pictures of a full evaluation."""
-        return self.folder / "evaluations" / f"round-{round_:05d}"
+        return self.folder / "evaluations" / name
 
     def judged(
-        self, round_: int, images_seen: int, protocol: Protocol, rows: Sequence[Mapping[str, Any]], pictures: Path | None
+        self, name: str, round_: int, images_seen: int, protocol: Protocol, rows: Sequence[Mapping[str, Any]], pictures: Path | None
     ) -> dict[str, float]:
         """Write an evaluation; returns the mean of each score."""
-        names = list(rows[0]["scores"])
+        scores = list(rows[0]["scores"])
         record = {
             "round": round_,
             "images_seen": images_seen,
             "seed": protocol.seed,
             "images_per_prompt": protocol.images_per_prompt,
             "prompts": [row["prompt"] for row in rows],
-            "scores": {name: [[_plain(v) for v in row["scores"][name]] for row in rows] for name in names},
+            "scores": {score: [[_plain(v) for v in row["scores"][score]] for row in rows] for score in scores},
             "diversity": {name: [_plain(row["diversity"][name]) for row in rows] for name in rows[0]["diversity"]},
             "images": f"evaluations/{pictures.name}" if pictures else None,
         }
         if self.main:
-            path = self.folder / "evaluations" / f"round-{round_:05d}.json"
+            path = self.folder / "evaluations" / f"{name}.json"
             path.with_suffix(".tmp").write_text(json.dumps(record))
             path.with_suffix(".tmp").replace(path)
         means = {}
-        for name in names:
-            numbers = [v for row in rows for v in row["scores"][name] if math.isfinite(v)]
-            means[name] = sum(numbers) / max(len(numbers), 1)
-        if self.main:
-            self.track({f"held_out/{name}": value for name, value in means.items()}, step=round_)
+        for score in scores:
+            numbers = [v for row in rows for v in row["scores"][score] if math.isfinite(v)]
+            means[score] = sum(numbers) / max(len(numbers), 1)
         return means
+
+    def follow(self, round_: int, means: Mapping[str, float]) -> None:
+        """Track the means of an evaluation of the result."""
+        if self.main:
+            self.track({f"held_out/{score}": value for score, value in means.items()}, step=round_)
 
 
 def progress_bar(shown: bool) -> Progress:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # streams: the second part of every key
-ROLLOUT, LOSS, ORDER, PROMPTS, EVALUATION, INIT = range(6)
+ROLLOUT, LOSS, ORDER, PROMPTS, EVALUATION, INIT, REAL = range(7)
 
 
 def generator(*key: int) -> torch.Generator:

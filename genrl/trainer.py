@@ -6,9 +6,8 @@ Several processes share a round's prompts, whole groups each; one all-reduce per
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,32 +15,31 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from genrl import checkpoint, config, seeds
-from genrl.algorithm import Algorithm, Update
+from genrl.algorithm import Algorithm, Feedback, View
 from genrl.data import PromptSet, prompts_of_round
 from genrl.evaluation.judging import Protocol, judge_images
+from genrl.learner import Learner
 from genrl.policy import FlowPolicy
 from genrl.recorder import Recorder, describe, progress_bar
 from genrl.reward import RewardPool, weighted_sum
-from genrl.rollout import decode, rollout
-from genrl.types import Batch
-
-
-class TrainingError(RuntimeError):
-    """Training that cannot go on; the message says where it broke and what to try."""
+from genrl.rollout import RECORDS, decode, rollout
+from genrl.types import Batch, Trajectory
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: prompts to train on, prompts to judge on, rewards with weights, and what judges."""
+    """What is learned: prompts to train on, prompts to judge on, rewards with weights, what judges, and latents of real images
+    ``[N, ...]`` for losses that compare with them."""
 
     train: PromptSet
     held_out: PromptSet
     rewards: RewardPool
     weights: Mapping[str, float]
     judges: RewardPool
+    real: Tensor | None = None
 
 
 def fit(
@@ -50,7 +48,7 @@ def fit(
     task: Task,
     *,
     run: config.Run,
-    sampling: config.Sampling,
+    chunk: int,
     evaluate: config.Evaluation,
     settings: Mapping[str, Any],
     accelerator: Accelerator,
@@ -59,6 +57,7 @@ def fit(
     """Train until ``run.rounds``, from the newest checkpoint if there is one; returns the run's folder.
 
     Args:
+        chunk: samples per forward pass of sampling.
         settings: whatever must be the same for a run to be continued, flat.
         notes: file name -> text, written into the run's folder once it is certain that the run starts.
 
@@ -69,7 +68,7 @@ def fit(
         CheckpointError: the folder holds a run under another config.
     """
     algorithm.validate(policy)
-    loop = Loop(algorithm, policy, task, run, sampling, evaluate, settings, accelerator)
+    loop = Loop(algorithm, policy, task, run, chunk, evaluate, settings, accelerator)
     loop.restore(notes or {})
     if loop.round == 0:
         loop.judge(full=True)
@@ -79,6 +78,8 @@ def fit(
             metrics = loop.play()
             progress.update(bar, completed=loop.round, description=describe(metrics, loop.judged))
     loop.judge(full=True)
+    for view in algorithm.views:
+        loop.judge(full=True, view=view)
     accelerator.end_training()
     return loop.recorder.folder
 
@@ -92,25 +93,22 @@ class Loop:
         policy: FlowPolicy,
         task: Task,
         run: config.Run,
-        sampling: config.Sampling,
+        chunk: int,
         evaluate: config.Evaluation,
         settings: Mapping[str, Any],
         accelerator: Accelerator,
     ):
         self.algorithm, self.policy, self.task = algorithm, policy, task
-        self.run, self.sampling, self.evaluation = run, sampling, evaluate
+        self.run, self.chunk, self.evaluation = run, chunk, evaluate
         self.settings, self.accelerator = dict(settings), accelerator
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         if algorithm.prompts % self.world:
             raise ValueError(f"{algorithm.prompts} prompts a round do not divide among {self.world} processes; whole groups stay together")
         self.recorder = Recorder(Path(run.folder) / run.name, accelerator.is_main_process, accelerator.log)
-        self.optimizers = [
-            torch.optim.AdamW(policy.parameters(u.role), lr=u.lr, betas=u.betas, weight_decay=u.weight_decay) for u in algorithm.updates
-        ]
+        mean = (lambda flat: torch.as_tensor(accelerator.reduce(flat, "mean"))) if self.world > 1 else None
+        self.learner = Learner(policy, algorithm.updates, run.seed, mean)
         self.round = 0
         self.counters = {"images_seen": 0, "reward_calls": 0, "wall_s": 0.0}
-        self.steps = [0] * len(algorithm.updates)
-        self.opened = [False] * len(algorithm.updates)
         self.judged: dict[str, float] = {}
 
     # -- one round
@@ -121,16 +119,15 @@ class Loop:
         for index, update in enumerate(self.algorithm.updates):
             if diagnose := getattr(update.loss, "diagnose", None):
                 # every group has its part; no more than fit into one forward pass
-                some = torch.arange(0, len(batch), max(1, len(batch) // self.sampling.chunk))
-                fresh = self._streamed(batch, index, -1).index(some)
+                some = torch.arange(0, len(batch), max(1, len(batch) // self.chunk))
+                fresh = self.learner.streamed(batch, self.round, index, -1).index(some)
                 metrics |= self._mean(diagnose(self.policy, fresh))
-        for index, update in enumerate(self.algorithm.updates):
-            self.opened[index] = self.opened[index] or update.start.open(self.round, metrics)
-            if self.opened[index]:
-                metrics |= self.learn(index, update, batch)
+        for index in range(len(self.algorithm.updates)):
+            if self.learner.due(index, self.round, metrics):
+                metrics |= self._mean(self.learner.learn(index, batch, self.round))
         self.round += 1
         for slow in self.algorithm.slow:
-            if self.round % slow.every_rounds == 0:
+            if slow.due(self.round):
                 self.policy.sync(slow.target, slow.source, slow.decay)
         seconds = time.perf_counter() - began
         self.counters["wall_s"] += seconds
@@ -158,8 +155,28 @@ class Loop:
             samples=[g * size + k for g in mine for k in range(size)],
             groups=groups,
             guidance=algorithm.guidance,
-            chunk=self.sampling.chunk,
+            chunk=self.chunk,
+            record=[name for name in RECORDS if name in algorithm.requires],
         )
+        signal = dict(trajectory.recorded)
+        if "real" in algorithm.requires:
+            signal["real"] = self._real(trajectory.sample).to(trajectory.x0.device)
+        metrics = {}
+        self.counters["images_seen"] += algorithm.prompts * size
+        if algorithm.feedback is not None:
+            judged, metrics = self._score(algorithm.feedback, trajectory, rows)
+            signal |= judged
+        return Batch(trajectory.group, trajectory.sample, trajectory.x0, trajectory.cond, signal), metrics
+
+    def _real(self, sample: Tensor) -> Tensor:
+        """Latents of real images, one for each sample, drawn anew each round."""
+        if self.task.real is None:
+            raise ValueError("the losses compare with real images; give the task some")
+        uniform = seeds.uniform((self.run.seed, seeds.REAL, self.round), sample.tolist())
+        return self.task.real[(uniform * len(self.task.real)).long()]
+
+    def _score(self, feedback: Feedback, trajectory: Trajectory, rows: PromptSet) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Rewards of this process's samples, made into signals together with everyone's."""
         images = decode(self.policy, trajectory.x0)
         scores = self.task.rewards.score(images, [p.text for p in rows.prompts], [p.metadata for p in rows.prompts])
         sample = self._gather(trajectory.sample)
@@ -167,60 +184,13 @@ class Loop:
         sample, order = sample.sort()
         scores = {name: self._gather(values)[order] for name, values in scores.items()}
         group = self._gather(trajectory.group)[order]
-        signal = algorithm.feedback(weighted_sum(scores, self.task.weights), group)
-        self.counters["images_seen"] += len(sample)
+        signal = feedback(weighted_sum(scores, self.task.weights), group)
         self.counters["reward_calls"] += len(sample) * len(scores)
         metrics = {}
         for name, values in scores.items():
             metrics |= {f"reward/{name}/mean": float(values.nanmean()), f"reward/{name}/std": float(values[values.isfinite()].std())}
         local = torch.searchsorted(sample, trajectory.sample)
-        signal = {name: value[local].to(trajectory.x0.device) for name, value in signal.items()}
-        return Batch(trajectory.group, trajectory.sample, trajectory.x0, trajectory.cond, signal), metrics
-
-    def learn(self, index: int, update: Update, batch: Batch) -> dict[str, float]:
-        """All passes of one update over the round's samples."""
-        sums: dict[str, list[Tensor]] = {}
-        for number in range(update.passes):
-            # a group stays together: losses compare its members
-            shuffled = seeds.permutation_by_group((self.run.seed, seeds.ORDER, self.round, index, number), batch.group)
-            parts = shuffled.split(update.minibatch)
-            for first in range(0, len(parts), update.accumulate):
-                self._step(index, update, self._streamed(batch, index, number), parts[first : first + update.accumulate], sums)
-        return self._mean({name: torch.stack(values).mean().item() for name, values in sums.items()})
-
-    def _step(self, index: int, update: Update, batch: Batch, parts: Sequence[Tensor], sums: dict[str, list[Tensor]]) -> None:
-        optimizer, parameters = self.optimizers[index], self.policy.parameters(update.role)
-        optimizer.zero_grad()
-        total = sum(len(part) for part in parts)
-        for part in parts:
-            output = update.loss(self.policy, batch.index(part))
-            (output.loss * (len(part) / total)).backward()
-            for name, value in (("loss/" + update.role, output.loss.detach()), *output.metrics.items()):
-                sums.setdefault(name, []).append(value)
-        self._average_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, update.clip)
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"round {self.round}: the gradient of {update.role!r} is not finite (loss {output.loss.item():.3g}); nothing was "
-                f"updated. Try a smaller lr (now {update.lr:g}), fp32 precision, or look at the reward's scale"
-            )
-        self.steps[index] += 1
-        for group in optimizer.param_groups:
-            group["lr"] = update.lr_at(self.steps[index], self.round)
-        optimizer.step()
-        sums.setdefault(f"grad_norm/{update.role}", []).append(norm.detach())
-
-    def _average_gradients(self, parameters: Sequence[Tensor]) -> None:
-        if self.world == 1:
-            return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = torch.as_tensor(self.accelerator.reduce(torch.cat([g.flatten() for g in grads]), "mean"))
-        for parameter, part in zip(parameters, flat.split([g.numel() for g in grads]), strict=True):
-            parameter.grad = part.view_as(parameter)
-
-    def _streamed(self, batch: Batch, update: int, number: int) -> Batch:
-        stream = (self.run.seed, seeds.LOSS, self.round, update, number)
-        return Batch(batch.group, batch.sample, batch.x0, batch.cond, batch.signal, stream)
+        return {name: value[local].to(trajectory.x0.device) for name, value in signal.items()}, metrics
 
     def _gather(self, values: Tensor) -> Tensor:
         return torch.as_tensor(self.accelerator.gather(values.to(self.accelerator.device))).cpu() if self.world > 1 else values.cpu()
@@ -235,39 +205,35 @@ class Loop:
 
     # -- judging and keeping
 
-    def judge(self, full: bool) -> None:
-        """Judge the result on held-out prompts: all of them with pictures, or the small fixed part."""
-        held_out, judges = self.task.held_out, self.task.judges
+    def judge(self, full: bool, view: View | None = None) -> None:
+        """Judge the result, or a view, on held-out prompts: all of them with pictures, or the small fixed part."""
+        algorithm, held_out = self.algorithm, self.task.held_out
         total = len(held_out.prompts)
         count = (self.evaluation.prompts or total) if full else self.evaluation.small_prompts
         # spread evenly, so that every category is in the small part
         chosen = sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(min(count, total))})
-        protocol = Protocol(
-            chain=self.algorithm.chain,
-            guidance=self.algorithm.guidance,
-            chunk=self.sampling.chunk,
-            seed=self.run.seed,
-            images_per_prompt=self.evaluation.images_per_prompt if full else 1,
-        )
+        shown = view or View(f"round-{self.round:05d}", algorithm.result, algorithm.chain, algorithm.guidance)
+        images = (shown.images_per_prompt or self.evaluation.images_per_prompt) if full else 1
+        protocol = Protocol(shown.chain, shown.guidance, self.chunk, self.run.seed, images)
         mine = dict(list(enumerate(chosen))[self.rank :: self.world])
-        pictures = self.recorder.pictures(self.round) if full else None
-        role = self.algorithm.result
-        rows = judge_images(self.policy, role, held_out.prompts, held_out.cond, mine, judges, protocol, pictures)
+        pictures = self.recorder.pictures(shown.name) if full else None
+        rows = judge_images(self.policy, shown.role, held_out.prompts, held_out.cond, mine, self.task.judges, protocol, pictures)
         rows = gather_object(rows) if self.world > 1 else rows
         rows.sort(key=lambda row: row["place"])
-        self.judged = self.recorder.judged(self.round, self.counters["images_seen"], protocol, rows, pictures)
+        means = self.recorder.judged(shown.name, self.round, self.counters["images_seen"], protocol, rows, pictures)
+        if view is None:
+            self.judged = means
+            self.recorder.follow(self.round, means)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
         tensors = {f"role/{role}/{name}": t for role in self._kept() for name, t in self.policy.tensors(role).items()}
-        for index, optimizer in enumerate(self.optimizers):
-            tensors |= checkpoint.pack_optimizer(f"optimizer/{index}", optimizer)
+        tensors |= self.learner.tensors()
         state = {
             "round": self.round,
             "counters": self.counters,
-            "steps": self.steps,
-            "opened": self.opened,
-            "feedback": self.algorithm.feedback.state(),
+            **self.learner.state(),
+            "feedback": self.algorithm.feedback.state() if self.algorithm.feedback else {},
             "settings": self.settings,
             "judged": self.judged,
         }
@@ -285,11 +251,10 @@ class Loop:
                 for role in self._kept():
                     for name, tensor in self.policy.tensors(role).items():
                         tensor.copy_(tensors[f"role/{role}/{name}"])
-            for index, optimizer in enumerate(self.optimizers):
-                checkpoint.unpack_optimizer(f"optimizer/{index}", optimizer, tensors)
+            self.learner.load(tensors, state)
             self.round, self.counters, self.judged = state["round"], state["counters"], state["judged"]
-            self.steps, self.opened = state["steps"], state["opened"]
-            self.algorithm.feedback.load_state(state["feedback"])
+            if self.algorithm.feedback:
+                self.algorithm.feedback.load_state(state["feedback"])
         self.accelerator.wait_for_everyone()
         self.recorder.open(self.round, fresh=not self.run.resume, notes=notes)
         self.accelerator.wait_for_everyone()

@@ -45,7 +45,8 @@ class Trajectory:
     """What a rollout produced, one row per sample.
 
     ``prompts`` B; ``group [B]`` int64, the index of the sample's prompt in the whole round; ``sample [B]`` int64, the
-    sample's number in the round (with the seed, all its noise follows from it); ``x0 [B, ...]`` final latents; ``cond``.
+    sample's number in the round (with the seed, all its noise follows from it); ``x0 [B, ...]`` final latents; ``cond``;
+    ``recorded``: what was asked for of the way there, see ``genrl.rollout.RECORDS``.
     """
 
     prompts: tuple[Prompt, ...]
@@ -53,6 +54,7 @@ class Trajectory:
     sample: Tensor
     x0: Tensor
     cond: Conditioning
+    recorded: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from genrl.chain import OdeChain
+from genrl.chain import OdeChain, RenoiseChain, trailing_grid
 
 
 def integrate(steps, velocity, x):
@@ -46,3 +46,36 @@ def test_arithmetic_is_float32():
 def test_a_grid_that_does_not_fall_is_refused(grid):
     with pytest.raises(ValueError, match="fall strictly"):
         OdeChain(grid)
+
+
+def test_renoise_is_the_law_of_the_next_state():
+    chain = RenoiseChain((1.0, 0.75, 0.0))
+    x, v = torch.randn(2, 3, 4)
+    step = chain.step(x, v, 1.0, 0.75)
+    assert torch.allclose(step.mean, 0.25 * (x - v)) and step.std == 0.75
+    last = chain.step(x, v, 0.75, 0.0)
+    assert torch.allclose(last.mean, x - 0.75 * v) and last.std == 0.0
+
+
+def test_student_grids():
+    assert trailing_grid(4) == pytest.approx((1.0, 0.9, 0.75, 0.5, 0.0))
+    assert trailing_grid(8) == pytest.approx((1.0, 0.95454545, 0.9, 0.83333333, 0.75, 0.64285714, 0.5, 0.3, 0.0))
+    assert trailing_grid(1) == (1.0, 0.0) and trailing_grid(2, 1.0) == (1.0, 0.5, 0.0)
+
+
+def test_renoise_equals_the_lcm_scheduler_of_diffusers():
+    """Same grid, same noise: FlowMatchLCMScheduler draws its own from a generator, which is repeated here."""
+    from diffusers import FlowMatchLCMScheduler
+
+    grid = trailing_grid(4)
+    scheduler = FlowMatchLCMScheduler(shift=1.0)
+    scheduler.set_timesteps(sigmas=list(grid[:-1]))
+    chain = RenoiseChain(grid)
+    generator, repeated = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    ours = theirs = torch.randn(2, 4, 3, 3)
+    for index, t in enumerate(scheduler.timesteps):
+        v = torch.randn(2, 4, 3, 3)
+        theirs = scheduler.step(v, t, theirs, generator=generator, return_dict=False)[0]
+        law = chain.step(ours, v, grid[index], grid[index + 1])
+        ours = law.mean + (law.std * torch.randn(2, 4, 3, 3, generator=repeated) if law.std else 0)
+        assert torch.allclose(ours, theirs, atol=1e-5), index

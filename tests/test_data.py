@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from genrl.data import PromptError, load_prompts, prompts_of_round
+from genrl.data import PromptError, load_images, load_prompts, prompts_of_round
 
 
 def test_three_formats_say_the_same(tmp_path):
@@ -50,3 +50,16 @@ def test_rounds_walk_through_shuffled_epochs():
     assert prompts_of_round(20, 6, 1, 7) == drawn[42:48], "a round does not depend on those before"
     assert prompts_of_round(20, 6, 2, 0) != drawn[:6]
     assert len(prompts_of_round(3, 8, 0, 0)) == 8, "more prompts than there are: they come again"
+
+
+def test_real_images_are_cropped_and_read_in_order(tmp_path):
+    from PIL import Image
+
+    for name, colour in (("b.png", (0, 255, 0)), ("a.jpg", (255, 0, 0)), ("c.png", (0, 0, 255))):
+        Image.new("RGB", (40, 20), colour).save(tmp_path / name)
+    (tmp_path / "note.txt").write_text("no picture")
+    images = load_images(tmp_path, 2, (16, 24))
+    assert images.shape == (2, 3, 16, 24) and images.min() >= 0 and images.max() <= 1
+    assert images[0, 0].mean() > 0.9 and images[1, 1].mean() > 0.9, "a before b"
+    with pytest.raises(PromptError, match="no pictures"):
+        load_images(tmp_path / "nowhere", 2, (16, 16))

@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LINES = [
     "types path seeds config",
     "kernels chain feedback",
-    "policy critic reward data",
+    "policy critic discriminator reward data",
     "rollout losses",
     "algorithm",
     "checkpoint evaluation",
-    "recorder",
+    "recorder learner",
     "trainer",
     "models worlds",
     "cli trainers rewards",

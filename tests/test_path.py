@@ -48,6 +48,15 @@ def test_shift_keeps_the_ends_and_the_order(factor):
     assert (shifted[5] > 0.5) == (factor > 1) or factor == pytest.approx(1, abs=1e-6)
 
 
+def test_start_is_noise_at_the_top_and_keeps_a_variance_preserving_models_spread():
+    noise = torch.randn(3, 2, 4, 4)
+    assert torch.equal(path.start(noise, 1.0), noise)
+    alpha, s = 0.0683, (1 - 0.0683**2) ** 0.5  # SDXL's last level
+    assert torch.allclose(path.start(noise, s / (alpha + s)), noise / (alpha + s))
+    levels = path.start(torch.ones(2, 1), torch.tensor([1.0, 0.5]))
+    assert levels.flatten().tolist() == pytest.approx([1.0, 0.5**0.5])
+
+
 def test_shapes_are_checked():
     with pytest.raises(Exception, match=r"(?s)eps"):
         path.add_noise(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1, 4, 4), 0.5)

@@ -56,3 +56,12 @@ def test_guidance_combines_the_two_branches():
 def test_an_unknown_role_is_named(policy):
     with pytest.raises(ValueError, match=r"no role 'fake'.*actor, old, ref, critic"):
         policy.tensors("fake")
+
+
+def test_only_the_named_roles_learn():
+    model = LinearModel()
+    policy = FlowPolicy(model, Copies(model.network, (ACTOR, "fake", REF), (ACTOR, "fake")), {"critic": torch.nn.Linear(2, 1)})
+    every = policy.parameters(*policy.roles)
+    with policy.only("fake", "critic"):
+        assert not policy.parameters(ACTOR) and policy.parameters("fake") and policy.parameters("critic")
+    assert len(policy.parameters(*policy.roles)) == len(every), "and afterwards all that learned before"

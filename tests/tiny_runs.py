@@ -1,4 +1,4 @@
-"""Short AC-Flow runs on the shipped pipeline: a few rounds of a few samples."""
+"""Short runs on the shipped pipeline: a few rounds of a few samples."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+
+from genrl.trainers._launch import launch
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -25,12 +28,23 @@ TINY = {
     "critic.minibatch": 8,
     "critic.width": 16,
 }
+TINY_STUDENT = {
+    **{key: value for key, value in TINY.items() if key.startswith(("run.", "evaluation."))},
+    "data.prompts": 6,
+    "data.real_images": 24,
+    "actor.minibatch": 6,
+    "gan.width": 8,
+    "teacher.steps": 3,
+    "teacher.curve": [1, 2],
+}
+TRAINERS = {"ac_flow": TINY, "flash_dmd": TINY_STUDENT, "dmd2": {**TINY_STUDENT, "fake_per_student": 2}}
 
 
-def arguments(folder: Path, name: str = "tiny", **changes) -> list[str]:
+def arguments(folder: Path, name: str = "tiny", trainer: str = "ac_flow", **changes) -> list[str]:
     """Arguments of a tiny run; ``changes`` has "__" for the dots of a key."""
-    settings = {**TINY, "run.folder": folder, "run.name": name, **{key.replace("__", "."): value for key, value in changes.items()}}
-    found = ["--config", str(ROOT / "configs" / "ac_flow" / "shapes.yaml")]
+    own = {"run.folder": folder, "run.name": name, **{key.replace("__", "."): value for key, value in changes.items()}}
+    settings = {**TRAINERS[trainer], **own}
+    found = ["--config", str(ROOT / "configs" / trainer / "shapes.yaml")]
     for key, value in settings.items():
         found += [f"--{key}", value if isinstance(value, str) else json.dumps(value) if not isinstance(value, Path) else str(value)]
     return found
@@ -38,7 +52,8 @@ def arguments(folder: Path, name: str = "tiny", **changes) -> list[str]:
 
 def start(arguments: list[str], processes: int = 0, module: bool = False, **popen) -> subprocess.Popen:
     """The trainer in a process of its own; with ``processes`` under ``accelerate launch``."""
-    program = ["-m", "genrl.trainers.ac_flow"] if module else [str(ROOT / "trainers" / "ac_flow.py")]
+    trainer = Path(arguments[1]).parent.name
+    program = ["-m", f"genrl.trainers.{trainer}"] if module else [str(ROOT / "trainers" / f"{trainer}.py")]
     command = [sys.executable, *program, *arguments]
     if processes:
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
@@ -51,6 +66,12 @@ def start(arguments: list[str], processes: int = 0, module: bool = False, **pope
 
 def arguments_folder(arguments: list[str]) -> str:
     return arguments[arguments.index("--run.folder") + 1]
+
+
+def run_here(arguments: list[str]) -> None:
+    """Run to the end in this process, which saves the start of another one."""
+    trainer = import_module(f"genrl.trainers.{Path(arguments[1]).parent.name}")
+    launch(trainer.Config, trainer.build, arguments)
 
 
 def run(arguments: list[str], processes: int = 0, module: bool = False) -> str:

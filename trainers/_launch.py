@@ -13,25 +13,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from genrl import config
 from genrl.algorithm import Algorithm
 from genrl.checkpoint import CheckpointError
-from genrl.data import PromptError, PromptSet, load_prompts
+from genrl.data import PromptError, PromptSet, load_images, load_prompts
 from genrl.evaluation.report import write_report
 from genrl.evaluation.summary import summarise
-from genrl.models.sd3 import SD3, ModelError, lora_config
-from genrl.policy import Adapters, Copies, FlowPolicy
+from genrl.learner import TrainingError
+from genrl.models import load_generator
+from genrl.models._diffusers import DiffusersModel, ModelError, lora_config
+from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
 from genrl.reward import RewardError, RewardPool, load_reward
-from genrl.trainer import Task, TrainingError, fit
+from genrl.trainer import Task, fit
 from genrl.worlds.shapes import PIPELINE
+from genrl.worlds.shapes.scenes import random_scene, render
 
 EXPECTED = (config.ConfigError, PromptError, ModelError, RewardError, CheckpointError, TrainingError, ValueError)
 
 
-def launch(schema: type, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]], arguments: Sequence[str] | None = None) -> None:
+def launch(schema: type, build: Callable[[Any, Any], tuple[Algorithm, FlowPolicy]], arguments: Sequence[str] | None = None) -> None:
     """Run a trainer from the command line; every foreseen failure is one message and exit code 1."""
     try:
         run(config.load(schema, arguments), build)
@@ -40,7 +44,7 @@ def launch(schema: type, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy
         raise SystemExit(1) from (None if not isinstance(error, RewardError) else error.__cause__)
 
 
-def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]) -> Path:
+def run(settings: Any, build: Callable[[Any, Any], tuple[Algorithm, FlowPolicy]]) -> Path:
     """Build everything the settings name, train, and leave behind pipeline, summary and report. Returns the run's folder."""
     # the cheap checks come first: nothing is loaded for a run that cannot start
     train, held_out = load_prompts(settings.data.train), load_prompts(settings.data.held_out)
@@ -59,7 +63,8 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
     cond = model.encode(texts)
     model.release_encoders()
     sets = [PromptSet(prompts, cond.index(torch.tensor([rows[p.text] for p in prompts]))) for prompts in (train, held_out)]
-    task = Task(*sets, rewards=rewards, weights=weights, judges=judges)
+    real = load_real(settings.data.real, settings.data.real_images, model) if "real" in algorithm.requires else None
+    task = Task(*sets, rewards=rewards, weights=weights, judges=judges, real=real)
     flat = config.flatten(settings)
     algorithm.validate(policy)
     accelerator.init_trackers(
@@ -76,7 +81,7 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
         policy,
         task,
         run=settings.run,
-        sampling=settings.sampling,
+        chunk=settings.sampling.chunk,
         evaluate=settings.evaluation,
         settings=compared,
         accelerator=accelerator,
@@ -97,35 +102,54 @@ def run(settings: Any, build: Callable[[Any, SD3], tuple[Algorithm, FlowPolicy]]
     return folder
 
 
-def load_rewards(settings: config.Rewards) -> tuple[RewardPool, dict[str, float], RewardPool, tuple[str, str]]:
-    """The pool that trains with its weights, the pool that judges, and the labels of (judge, trained reward) for reports."""
-    if not settings.train:
+def load_rewards(settings: config.Rewards | config.Judges) -> tuple[RewardPool, dict[str, float], RewardPool, tuple[str, str]]:
+    """The pool that trains with its weights, the pool that judges, and the labels of (judge, trained reward) for reports.
+
+    Where nothing is rewarded, as in plain distillation, the second label is that of the second judge, if there is one.
+    """
+    train = settings.train if isinstance(settings, config.Rewards) else []
+    if not train and isinstance(settings, config.Rewards):
         raise config.ConfigError("rewards.train is empty; name at least one reward to learn from")
-    terms = {term.label or term.name: term for term in [*settings.train, *settings.judges]}
-    if len(terms) < len(settings.train) + len(settings.judges):
+    if not train and not settings.judges:
+        raise config.ConfigError("rewards.judges is empty; name at least one reward to judge by")
+    terms = {term.label or term.name: term for term in [*train, *settings.judges]}
+    if len(terms) < len(train) + len(settings.judges):
         raise config.ConfigError("two rewards have the same name; give one of them a label of its own")
     loaded = {label: load_reward(term.name, **term.options) for label, term in terms.items()}
-    trained = [label for label, term in terms.items() if term in settings.train]
+    trained = [label for label, term in terms.items() if term in train]
     pool = RewardPool({label: loaded[label] for label in trained}, settings.batch, settings.min_valid)
     everyone = RewardPool(loaded, settings.batch, settings.min_valid)
     judging = [label for label in terms if label not in trained]
-    return pool, {label: terms[label].weight for label in trained}, everyone, ((judging or trained)[0], trained[0])
+    names = ((judging or trained)[0], (trained or judging[1:] or judging)[0])
+    return pool, {label: terms[label].weight for label in trained}, everyone, names
 
 
-def load_model(settings: config.Model, device: torch.device) -> SD3:
+def load_real(source: str, count: int, model: DiffusersModel) -> torch.Tensor:
+    """Latents ``[N, C, h, w]`` of real images: a folder's, or pictures of the shapes world."""
+    if source == "shapes":
+        rng = np.random.default_rng(20)
+        images = torch.from_numpy(np.stack([render(random_scene(rng)) for _ in range(count)]))
+    else:
+        images = load_images(source, count, model.size)
+    return torch.cat([model.encode_images(part) for part in images.split(32)])
+
+
+def load_model(settings: config.Model, device: torch.device) -> DiffusersModel:
     options = asdict(settings)
     shapes = settings.source == "shapes"
     frozen = torch.bfloat16 if settings.precision == "bf16" and settings.tune == "lora" else torch.float32
     kept = ("revision", "precision", "height", "width", "t5", "max_sequence_length", "gradient_checkpointing")
     options = {key: options[key] for key in kept}
-    return SD3(str(PIPELINE) if shapes else settings.source, device=device, frozen_dtype=frozen, **options)
+    return load_generator(str(PIPELINE) if shapes else settings.source, device=device, frozen_dtype=frozen, **options)
 
 
-def storage_of(settings: config.Model, model: SD3, roles: tuple[str, ...]) -> Copies | Adapters:
+def storage_of(
+    settings: config.Model, model: DiffusersModel, roles: tuple[str, ...], trained: tuple[str, ...] = (ACTOR,)
+) -> Copies | Adapters:
     """Roles as full copies or as LoRA adapters, as the settings say."""
     if settings.tune == "full":
-        return Copies(model.network, roles)
-    return Adapters(model.network, roles, lora_config(settings.lora.rank, settings.lora.alpha, settings.lora.targets))
+        return Copies(model.network, roles, trained)
+    return Adapters(model.network, roles, lora_config(settings.lora.rank, settings.lora.alpha, settings.lora.targets), trained)
 
 
 def usable_cpus() -> int:

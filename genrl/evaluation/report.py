@@ -14,9 +14,6 @@ import hashlib
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,37 +21,13 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from genrl.evaluation import hacking, plots
+from genrl.evaluation import hacking, plots, views
 from genrl.evaluation.plots import as_float, nanmean, number, signed
+from genrl.evaluation.reading import Evaluation, full_ends, on_common, pictures_of, read_evaluations
 from genrl.evaluation.statistics import bootstrap_interval, paired_gain
 
 PAIRS = 12  # before/after pairs per grid
 CHOICE_SEED = 0  # which prompts the random grid shows: fixed, so that nobody picks them
-
-Key = tuple[str, int]  # a prompt and how often it came before: lists may repeat a prompt
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One ``round-*.json``: P prompts, N images each; NaN = cannot score."""
-
-    round: int
-    images_seen: int
-    seed: int
-    images_per_prompt: int
-    keys: tuple[Key, ...]  # [P]
-    scores: dict[str, np.ndarray]  # name -> [P, N]
-    diversity: dict[str, np.ndarray]  # metric -> [P]
-    folder: Path | None  # the pictures, {prompt:05d}-{image}.png
-    rows: tuple[int, ...]  # [P] the prompt number in the picture names
-
-    def on(self, keys: Sequence[Key]) -> Evaluation:
-        """The same evaluation with only these prompts, in this order."""
-        place = {key: i for i, key in enumerate(self.keys)}
-        pick = [place[key] for key in keys]
-        scores = {name: values[pick] for name, values in self.scores.items()}
-        diversity = {name: values[pick] for name, values in self.diversity.items()}
-        return replace(self, keys=tuple(keys), scores=scores, diversity=diversity, rows=tuple(self.rows[i] for i in pick))
 
 
 def write_report(run: Path) -> Path:
@@ -76,6 +49,7 @@ def write_report(run: Path) -> Path:
         "summary": summary,
         "outcome": outcome(summary),
         "verdict": verdict,
+        "views": views.page(run, full_ends(evaluations)[-1], judge),
         "grids": picture_grids(first, last, judge),
         "kept": as_float(summary.get("diversity_after")) / (summary.get("diversity_before") or math.nan),
         "curves": curve_plots(path, metrics, judge, proxy),
@@ -108,51 +82,6 @@ def write_report(run: Path) -> Path:
     draft.write_text(environment.get_template("report.html.j2").render(context), encoding="utf-8")
     os.replace(draft, target)
     return target
-
-
-def read_evaluations(run: Path) -> list[Evaluation]:
-    """All evaluations of a run, by round; at least the one before and the one after training."""
-    found = [_evaluation(run, json.loads(file.read_text())) for file in (run / "evaluations").glob("round-*.json")]
-    if len(found) < 2:
-        raise FileNotFoundError(f"{run / 'evaluations'} has {len(found)} round-*.json: a report compares at least two")
-    return sorted(found, key=lambda evaluation: evaluation.round)
-
-
-def full_ends(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """First and last evaluation over the whole held-out set; simply first and last if the run ended before the second of these."""
-    most = max(len(evaluation.keys) for evaluation in evaluations)
-    full = [evaluation for evaluation in evaluations if len(evaluation.keys) == most]
-    ends = full if len(full) > 1 else evaluations
-    return [ends[0], ends[-1]]
-
-
-def on_common(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """The evaluations reduced to the prompts that all of them have, in the order of the first."""
-    common = set.intersection(*(set(evaluation.keys) for evaluation in evaluations))
-    if not common:
-        raise ValueError(f"the evaluations of rounds {[e.round for e in evaluations]} have no prompt in common")
-    keys = [key for key in evaluations[0].keys if key in common]
-    return [evaluation.on(keys) for evaluation in evaluations]
-
-
-def _evaluation(run: Path, raw: dict[str, Any]) -> Evaluation:
-    seen: Counter[str] = Counter()
-    keys = []
-    for entry in raw["prompts"]:
-        keys.append((entry["prompt"], seen[entry["prompt"]]))
-        seen[entry["prompt"]] += 1
-    folder = run / raw["images"] if raw.get("images") else None
-    return Evaluation(
-        round=raw["round"],
-        images_seen=raw["images_seen"],
-        seed=raw["seed"],
-        images_per_prompt=raw["images_per_prompt"],
-        keys=tuple(keys),
-        scores={name: np.array(values, dtype=float) for name, values in raw["scores"].items()},  # null becomes NaN
-        diversity={name: np.array(values, dtype=float) for name, values in raw.get("diversity", {}).items()},
-        folder=folder if folder is not None and folder.is_dir() else None,
-        rows=tuple(range(len(keys))),
-    )
 
 
 def _check_paired(first: Evaluation, last: Evaluation, judge: str) -> None:
@@ -206,7 +135,7 @@ def category_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def picture_grids(first: Evaluation, last: Evaluation, judge: str) -> list[dict[str, Any]]:
     """Three grids of before/after pairs at the same seed: drawn at random, best gains, worst losses (at most one pair per prompt)."""
-    files0, files1 = _files(first), _files(last)
+    files0, files1 = pictures_of(first), pictures_of(last)
     shared = files0.keys() & files1.keys()
     if not shared:
         return []
@@ -234,19 +163,6 @@ def picture_grids(first: Evaluation, last: Evaluation, judge: str) -> list[dict[
         {"title": "Best gains", "kind": "best", "pairs": [pair(int(p), int(best[p].argmax())) for p in top]},
         {"title": "Worst losses", "kind": "worst", "pairs": [pair(int(p), int(worst[p].argmin())) for p in bottom]},
     ]
-
-
-def _files(evaluation: Evaluation) -> dict[tuple[int, int], Path]:
-    """(position of the prompt, image number) -> file, for the pictures that exist."""
-    if evaluation.folder is None:
-        return {}
-    place = {row: p for p, row in enumerate(evaluation.rows)}
-    found = {}
-    for file in evaluation.folder.glob("*-*.png"):
-        row, image = (int(part) for part in file.stem.split("-"))
-        if row in place and image < evaluation.images_per_prompt:
-            found[place[row], image] = file
-    return found
 
 
 def curve_plots(path: list[Evaluation], metrics: list[dict[str, Any]], judge: str, proxy: str) -> list[dict[str, Any]]:

@@ -351,3 +351,22 @@ def test_number(value: float | None, text: str) -> None:
 def test_words() -> None:
     assert (signed(0.1), signed(-0.1), signed(0.0), signed(float("nan"))) == ("+.100", "−.100", "+.000", "–")
     assert (count(5120), duration(12.4), duration(200), duration(7500)) == ("5\u202f120", "12 s", "3 min 20 s", "2 h 5 min")
+
+
+def test_what_a_run_is_compared_with(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert "Beside the teacher" not in write_report(run).read_text()
+    last = json.loads((run / "evaluations" / "round-00080.json").read_text())
+    shifted = {name: [[v if v is None else v - 0.1 for v in row] for row in rows] for name, rows in last["scores"].items()}
+    (run / "evaluations" / "teacher.json").write_text(json.dumps({**last, "scores": shifted}))
+    for steps in (2, 4):
+        for who in ("student", "teacher"):
+            few = {name: [row[:1] for row in rows] for name, rows in last["scores"].items()}
+            record = {**last, "scores": few, "images_per_prompt": 1, "diversity": {}, "images": None}
+            (run / "evaluations" / f"{who}-{steps}.json").write_text(json.dumps(record))
+    text = write_report(run).read_text()
+    section = text[text.index('id="views"') : text.index('id="pictures"')]
+    assert "Beside the teacher" in section and "+.100" in section and section.count('<figure class="pair">') == PAIRS
+    names = re.findall(r'<th scope="row">([^<]+)</th>', section)
+    assert names == ["this run", "teacher", "student-2", "student-4", "teacher-2", "teacher-4"]
+    assert "<svg" in section and EVIL not in section

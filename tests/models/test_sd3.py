@@ -63,6 +63,10 @@ def test_released_encoders_are_gone_and_missed(folder):
         model.encode(["a"])
 
 
+def test_students_take_the_models_shift(model):
+    assert model.student_sigmas(4) == pytest.approx([1.0, 0.9, 0.75, 0.5, 0.0])
+
+
 def test_lora_roles(folder):
     model = SD3(str(folder), max_sequence_length=24)
     before = {name: p.clone() for name, p in model.network.named_parameters()}
@@ -144,3 +148,56 @@ def test_a_folder_of_something_else_and_a_wrong_size(folder, tmp_path):
         SD3(str(tmp_path))
     with pytest.raises(ModelError, match="multiples of 4"):
         SD3(str(folder), height=33)
+
+
+def test_two_adapters_learn_beside_each_other_under_checkpointing(folder):
+    """Teacher, student and fake over one base: each loss reaches its own adapter, re-computed activations included."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = SD3(str(folder), max_sequence_length=24, gradient_checkpointing=checkpointing)
+        policy = FlowPolicy(model, Adapters(model.network, (ACTOR, "fake", REF), lora_config(4, 8, ["to_q", "to_v"]), (ACTOR, "fake")))
+        if checkpointing:
+            model.network.train()
+        own = [policy.tensors(role) for role in (ACTOR, "fake")]
+        assert all(torch.equal(own[0][name], own[1][name]) for name in own[0]), "both start from the same factors"
+        with torch.no_grad():
+            for tensor in policy.parameters("fake"):
+                tensor.add_(0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(tensor.numel())))
+        x, cond = noise(model), model.encode(PROMPTS)
+        with policy.only("fake"):
+            loss = policy.velocity(x, 0.7, cond, "fake").square().mean()
+            policy.velocity(x, 0.7, cond, REF)
+            loss.backward()
+        assert not any(t.grad is not None and t.grad.any() for t in policy.parameters(ACTOR))
+        gradients.append(torch.cat([t.grad.flatten() for t in policy.parameters("fake")]))
+        with policy.only(ACTOR):
+            loss = policy.velocity(x, 0.7, cond, ACTOR).square().mean()
+            with torch.no_grad():
+                policy.velocity(x, 0.7, cond, "fake")
+            loss.backward()
+        gradients.append(torch.cat([t.grad.flatten() for t in policy.parameters(ACTOR)]))
+    assert gradients[0].abs().max() > 0 and gradients[1].abs().max() > 0
+    assert torch.allclose(gradients[0], gradients[2], atol=1e-5) and torch.allclose(gradients[1], gradients[3], atol=1e-5)
+
+
+def test_the_fake_is_pulled_towards_the_student_as_factors(folder):
+    """Decay 1 leaves it, 0 copies; between, its product differs from the mean of products by decay (1 - decay) (B1 - B2)(A1 - A2)."""
+    model = SD3(str(folder), max_sequence_length=24)
+    policy = FlowPolicy(model, Adapters(model.network, (ACTOR, "fake", REF), lora_config(4, 4, ["to_q"]), (ACTOR, "fake")))
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in policy.parameters(ACTOR, "fake"):
+            tensor.add_(0.01 * torch.randn(tensor.shape, generator=draw))
+    start = {name: t.detach().clone() for name, t in policy.tensors("fake").items()}
+    policy.sync("fake", ACTOR, 1.0)
+    assert all(torch.equal(start[name], t) for name, t in policy.tensors("fake").items())
+    policy.sync("fake", ACTOR, 0.75)
+    student, name = policy.tensors(ACTOR), next(name for name in start if "lora_A" in name)
+    other = name.replace("lora_A", "lora_B")
+    product = policy.tensors("fake")[other] @ policy.tensors("fake")[name]
+    wanted = 0.75 * start[other] @ start[name] + 0.25 * student[other] @ student[name]
+    cross = 0.75 * 0.25 * (start[other] - student[other]) @ (start[name] - student[name])
+    assert torch.allclose(product, wanted - cross, atol=1e-7)
+    policy.sync("fake", ACTOR, 0.0)
+    assert all(torch.equal(student[name], t) for name, t in policy.tensors("fake").items())

@@ -1,0 +1,127 @@
+"""Distribution matching: move the student's samples from where they are likely to where the teacher's would be.
+
+At a sample ``x`` of the student, re-noised to ``x_tau``, teacher (guided) and fake give their x0-predictions ``x0_r, x0_f``;
+the score difference of the two, normalised, is the gradient (DMD2, arXiv 2405.14867; the same in Flash-DMD, eq. 4):
+
+    g = (x0_f - x0_r) / mean |x - x0_r|         L = 1/2 mean (x - sg[x - g])^2         so that dL/dx = g / numel
+
+The link to the scores: ``s_teacher - s_fake = (1 - tau) / tau^2 (x0_r - x0_f)``. The fake is the teacher's copy that learns to
+denoise the student's samples (``ScoreMatching``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genrl import path, seeds
+from genrl.losses.noise import SigmaDensity
+from genrl.losses.student import FAKE, StudentSteps, at, predict
+from genrl.path import add_noise, to_x0, velocity_target
+from genrl.policy import ACTOR, REF, FlowPolicy
+from genrl.types import Batch, LossOutput
+
+Renoise = Literal["full", "above_next", "student_steps"]
+
+
+def surrogate(x: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss whose gradient in ``x [B, ...]`` is ``g / numel``, and ``g`` itself.
+
+    ``g`` is computed in double precision, as DMD2 does: it is the small difference of two predictions. A sample whose teacher
+    agrees with it exactly has none.
+    """
+    with torch.no_grad():
+        x_d, fake, teacher = x.double(), x0_fake.double(), x0_teacher.double()
+        scale = (x_d - teacher).abs().flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
+        g = ((fake - teacher) / scale).nan_to_num(0.0, 0.0, 0.0)
+        target = (x_d - g).to(x.dtype)
+    return 0.5 * (x - target).square().mean(), g.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class DistributionMatching:
+    """The loss above, on the x0-predictions of some of the student's steps.
+
+    Args:
+        steps: the student's steps it acts on: in Flash-DMD the high-noise ones, in DMD2 all.
+        guidance: of the teacher; the fake has none.
+        low, high: bounds of the re-noise level tau, before the shift (DMD2: .02 to .98).
+        shift: of the re-noise level; SenseFlow draws through SD3's shifted table.
+        renoise: ``full`` between the bounds (DMD2, the default); ``above_next`` only above the level at which the student re-noises
+            this prediction anyway (TDM); ``student_steps`` at the levels of the student's own steps. Algorithm 1 of Flash-DMD
+            leaves open which is meant.
+    """
+
+    steps: StudentSteps
+    guidance: float = 1.0
+    low: float = 0.02
+    high: float = 0.98
+    shift: float = 1.0
+    renoise: Renoise = "full"
+    requires = ("states",)
+    roles = (ACTOR, FAKE, REF)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low < self.high <= 1:
+            raise ValueError(f"re-noise levels must lie within (0, 1], low below high; got {self.low} to {self.high}")
+
+    def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
+        step = self.steps.pick(batch)
+        x = predict(policy, batch, at(batch.signal["states"], step), self.steps.level(step))
+        with torch.no_grad():
+            tau = self._levels(batch, step)
+            eps = seeds.normal((*batch.stream, 1), batch.sample.tolist(), x.shape[1:]).to(x)
+            x_tau = add_noise(x, eps, tau)
+            teacher = to_x0(x_tau, policy.velocity(x_tau, tau, batch.cond, REF, self.guidance), tau)
+            fake = to_x0(x_tau, policy.velocity(x_tau, tau, batch.cond, FAKE), tau)
+        loss, g = surrogate(x, fake, teacher)
+        seen = x.detach()
+        metrics = {
+            "student/mean_minus_teacher": seen.mean() - teacher.mean(),
+            "student/std_over_teacher": seen.std() / teacher.std().clamp(min=1e-8),
+            "student/fake_distance": (fake - teacher).square().mean().sqrt(),
+            "latent_gradient/matching": g.flatten(1).norm(dim=1).mean() / seen[0].numel(),
+        }
+        return LossOutput(loss, metrics)
+
+    def _levels(self, batch: Batch, step: Tensor) -> Tensor:
+        uniform = seeds.uniform((*batch.stream, 0), batch.sample.tolist()).to(batch.x0.device)
+        if self.renoise == "student_steps":
+            levels = torch.tensor(self.steps.sigmas[:-1], device=uniform.device).clamp(max=self.high)
+            return levels[(uniform * len(levels)).long()]
+        low = torch.full_like(uniform, float(path.shift(self.low, self.shift)))
+        if self.renoise == "above_next":
+            low = torch.maximum(low, self.steps.after(step).clamp(max=self.high - 1e-3))
+        # shifting is monotone: the bounds are drawn between in its own coordinate
+        unshift = 1.0 / self.shift
+        low, high = path.shift(low, unshift), self.high
+        return torch.as_tensor(path.shift(low + (high - low) * uniform, self.shift))
+
+
+@dataclass(frozen=True)
+class ScoreMatching:
+    """The fake's loss: flow matching on the student's x0-predictions, at the steps that distribution matching acts on.
+
+    ``velocity``: mean |v - (eps - x0)|^2 (SenseFlow, SD3); ``eps``: mean |eps_hat - eps|^2 (DMD2, SDXL), the same error times
+    ``(1 - sigma)^2``.
+    """
+
+    steps: StudentSteps
+    density: SigmaDensity = field(default_factory=SigmaDensity)
+    target: Literal["velocity", "eps"] = "velocity"
+    requires = ("predictions",)
+    roles = (FAKE,)
+
+    def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
+        x0 = at(batch.signal["predictions"], self.steps.pick(batch))
+        samples = batch.sample.tolist()
+        sigma = self.density(seeds.uniform((*batch.stream, 0), samples)).to(x0.device)
+        eps = seeds.normal((*batch.stream, 1), samples, x0.shape[1:]).to(x0)
+        v = policy.velocity(add_noise(x0, eps, sigma), sigma, batch.cond, FAKE)
+        error = (v - velocity_target(x0, eps)).square().flatten(1).mean(1)
+        if self.target == "eps":
+            error = error * (1 - sigma).square()
+        return LossOutput(error.mean())

@@ -1,0 +1,212 @@
+"""What the adapters share: a diffusers pipeline is loaded, its prompts are encoded, its latents decoded, and it is written out again."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers import DiffusionPipeline
+from peft import LoraConfig
+from torch import Tensor, nn
+
+from genrl.types import Conditioning
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded or used; the message says what to do."""
+
+
+def lora_config(rank: int, alpha: int, targets: Sequence[str]) -> LoraConfig:
+    """Gaussian factor A, zero factor B: an adapter that starts as the base itself."""
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
+
+
+def folder_of(source: str) -> Path | None:
+    """The folder that a source names; None if it is a hub id.
+
+    Raises:
+        ModelError: it reads like a path, and nothing is there.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if source.startswith((".", "/", "~")) or source.count("/") != 1:
+        raise ModelError(f"no model folder {source!r}; give a diffusers folder, or a hub id like 'owner/name'")
+    return None
+
+
+def unloadable(source: str, what: str, error: Exception) -> ModelError:
+    """The error that says what a source was tried as, where, and what came of it."""
+    absent = "" if folder_of(source) else " (there is no such folder, so it was looked up on the hub)"
+    return ModelError(f"cannot load {source!r} as {what}{absent}: {error}")
+
+
+class _Reached(Exception):
+    def __init__(self, value: Tensor):
+        self.value = value
+
+
+def input_of(module: nn.Module, call: Callable[[], Any]) -> Tensor:
+    """The first tensor that ``call`` hands to ``module``, with its graph; neither the module nor anything after it runs."""
+
+    def leave(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+    handle = module.register_forward_pre_hook(leave, with_kwargs=True)
+    try:
+        call()
+    except _Reached as reached:
+        return reached.value
+    finally:
+        handle.remove()
+    raise RuntimeError(f"the network never called its {type(module).__name__}")
+
+
+class DiffusersModel(ABC):
+    """The model contract of ``genrl.policy.Generator`` over a diffusers pipeline; a subclass knows one architecture.
+
+    Args:
+        source: folder or hub id; revision: of the hub.
+        precision: ``bf16`` runs the network under bfloat16 autocast; what this class takes and returns stays float32.
+        frozen_dtype: dtype of the loaded weights; bfloat16 halves memory where only adapters are trained. The VAE is float32 always.
+        height, width: pixels; 0 takes the model's own.
+        absent: parts of the pipeline to leave out, as ``None``.
+
+    Raises:
+        ModelError: nothing there, not a pipeline of this class, or a size the model cannot draw.
+    """
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    part: ClassVar[str]
+    """Name of the network in the pipeline."""
+    encoders: ClassVar[tuple[str, ...]]
+    """Names of the text encoders in the pipeline; the first is always there."""
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        precision: Literal["fp32", "bf16"] = "fp32",
+        frozen_dtype: torch.dtype = torch.float32,
+        height: int = 0,
+        width: int = 0,
+        gradient_checkpointing: bool = False,
+        **absent: None,
+    ):
+        self.source, self.revision = source, revision
+        self.device = torch.device(device)
+        self.precision = precision
+        self.pipeline: Any = self._load(frozen_dtype, **absent)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self.network: Any = getattr(self.pipeline, self.part).to(self.device)
+        if gradient_checkpointing:
+            self.network.enable_gradient_checkpointing()
+        self.vae = self.pipeline.vae.to(self.device).requires_grad_(False).eval()
+        factor = self.pipeline.vae_scale_factor
+        native = self.network.config.sample_size * factor
+        self.size = (height or native, width or native)
+        step = factor * self.network.config.get("patch_size", 1)
+        if self.size[0] % step or self.size[1] % step:
+            raise ModelError(f"{source!r} draws multiples of {step} pixels; got {self.size[0]}x{self.size[1]}")
+        self.latent_shape: tuple[int, ...] = (self.network.config.in_channels, self.size[0] // factor, self.size[1] // factor)
+        self.unconditional = self.encode([""])
+
+    def _load(self, dtype: torch.dtype, **parts: None) -> Any:
+        folder, kind = folder_of(self.source), self.pipeline_class
+        # rounded once, the VAE would stay so; it runs in float32
+        dtypes: Any = {"default": dtype, "vae": torch.float32}
+        try:
+            return kind.from_pretrained(str(folder or self.source), revision=self.revision, dtype=dtypes, **parts)
+        except (OSError, ValueError, TypeError) as error:
+            raise unloadable(self.source, f"a {kind.__name__}", error) from error
+
+    @abstractmethod
+    def _encode(self, texts: list[str]) -> Conditioning:
+        """Embeddings as the pipeline computes them, on any device."""
+
+    @abstractmethod
+    def velocity(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Unguided velocity ``[B, C, H, W]`` float32 of a network at ``x [B, C, H, W]``, ``sigma [B]``."""
+
+    @abstractmethod
+    def features(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """A map ``[B, feature_width, h, w]`` float32 from the middle of a network, with its graph; the later half does not run."""
+
+    @property
+    @abstractmethod
+    def feature_width(self) -> int:
+        """Channels of ``features``."""
+
+    @property
+    @abstractmethod
+    def feature_side(self) -> int:
+        """The shorter side of ``features``."""
+
+    @property
+    @abstractmethod
+    def pooled_width(self) -> int:
+        """Width of a ``Conditioning``'s pooled embedding."""
+
+    @abstractmethod
+    def sigmas(self, steps: int) -> tuple[float, ...]:
+        """The levels, ``steps + 1`` of them and falling, that the pipeline itself goes through in so many steps."""
+
+    @abstractmethod
+    def student_sigmas(self, steps: int) -> tuple[float, ...]:
+        """The levels, ``steps + 1`` of them and falling to 0, of a student that is distilled to so many steps."""
+
+    def autocast(self, x: Tensor) -> torch.autocast:
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], chunk: int = 64) -> Conditioning:
+        """Embeddings of prompts, on the CPU, as the pipeline itself computes them.
+
+        Raises:
+            ModelError: the encoders have been released.
+        """
+        encoders = [getattr(self.pipeline, name) for name in self.encoders]
+        if encoders[0] is None:
+            raise ModelError("the text encoders have been released; encode every prompt before")
+        for encoder in encoders:
+            if encoder is not None:
+                encoder.to(self.device)
+        firsts = range(0, len(prompts), chunk)
+        return Conditioning.cat([self._encode(list(prompts[first : first + chunk])).to("cpu") for first in firsts])
+
+    def release_encoders(self) -> None:
+        """Drop the text encoders; an export reads them again from the source."""
+        for name in self.encoders:
+            setattr(self.pipeline, name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [0, 1]; differentiable."""
+        config = self.vae.config
+        images = self.vae.decode(latents / config.scaling_factor + (config.shift_factor or 0), return_dict=False)[0]
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images ``[B, 3, H, W]`` in [0, 1] to latents ``[B, C, h, w]`` on the model's device: the posterior's mode, scaled."""
+        config = self.vae.config
+        raw = self.vae.encode(images.to(self.device) * 2 - 1).latent_dist.mode()
+        return (raw - (config.shift_factor or 0)) * config.scaling_factor
+
+    def export(self, network: nn.Module, folder: Path) -> None:
+        """Write a whole pipeline that plain diffusers loads, the network's active adapter (if any) merged in."""
+        network = copy.deepcopy(network)
+        if getattr(network, "peft_config", None):
+            network.fuse_lora(adapter_names=network.active_adapters())
+            network.unload_lora()
+        # the whole source again, parts included that were not used: plain diffusers cannot load a pipeline without them
+        pipeline = self._load(torch.float32, **{self.part: None})
+        pipeline.register_modules(**{self.part: network.requires_grad_(False)})
+        pipeline.save_pretrained(folder)

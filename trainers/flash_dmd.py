@@ -1,0 +1,175 @@
+"""Flash-DMD (arXiv 2511.20549): few-step distillation, with reinforcement learning in the same loop.
+
+    accelerate launch trainers/flash_dmd.py --config configs/flash_dmd/shapes.yaml
+    accelerate launch -m genrl.trainers.flash_dmd --config flash_dmd/shapes.yaml        (installed)
+
+Stage 1, every round: the student draws (``RenoiseChain``); distribution matching acts on its high-noise steps, a pixel GAN on its
+low-noise one; the fake follows the student's samples and is pulled towards the student after each of its updates. Stage 2,
+from round ``rl.start_round``: a latent reward model ranks candidates of the high-noise steps, best against worst, several updates for
+each of stage 1 (``joint``) or instead of it (``sequential``).
+
+From notes on the paper: the split by noise level, the frozen SAM backbone with heads, hinge loss, two time scales of 1 or 2, the pull,
+K = 4, the ratio of 5. Not given and ours: every learning rate, the weights of the losses, the pull's decay, beta, the levels of SD3,
+what Algorithm 1 leaves open (three options, said where they stand).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from genrl import config
+from genrl.algorithm import Algorithm, Slow, Start, Update
+from genrl.chain import RenoiseChain
+from genrl.discriminator import PixelDiscriminator
+from genrl.losses.adversarial import DISCRIMINATOR, Origin, PixelDiscrimination, PixelGan
+from genrl.losses.combined import Combined
+from genrl.losses.preference import ANCHOR, LATENT_REWARD, LatentPreference
+from genrl.losses.student import FAKE, StudentSteps, early
+from genrl.models._diffusers import DiffusersModel
+from genrl.models.backbones import check_backbone, load_backbone
+from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
+from genrl.trainers import _student as student
+from genrl.trainers._launch import launch, storage_of
+from genrl.worlds.shapes.latent_reward import load_latent_reward
+
+
+@dataclass(frozen=True)
+class Gan:
+    """The pixel GAN.
+
+    Args:
+        weight: of the student's adversarial loss; 0 does without the GAN.
+        late: low-noise steps it acts on; distribution matching gets the others.
+        together: both losses in every update, or one or the other for each minibatch.
+        origin: the states it starts from; see genrl.losses.adversarial.
+        backbone: sam, dinov2, or shapes.
+        source: folder or hub id of its weights; its published ones if empty.
+        width: channels of the heads.
+        lr: learning rate of the heads.
+        passes: their passes over a round's samples.
+        checkpointing: decode and look under activation checkpointing.
+    """
+
+    weight: float = 0.5
+    late: int = 1
+    together: Literal["both", "either"] = "both"
+    origin: Origin = "inference"
+    backbone: Literal["sam", "dinov2", "shapes"] = "sam"
+    source: str = ""
+    width: int = 256
+    lr: float = 1e-4
+    passes: int = 1
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.weight:
+            check_backbone(self.backbone, self.source)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The pull of the fake towards the student.
+
+    Args:
+        decay: how much of the fake stays at each pull; 1 does without.
+    """
+
+    decay: float = 0.98
+
+
+@dataclass(frozen=True)
+class Rl:
+    """Stage 2.
+
+    Args:
+        start_round: the round it starts in; 0 leaves it out.
+        mode: joint goes on with stage 1; sequential ends it.
+        steps: high-noise steps it acts on.
+        candidates: K.
+        beta: strength.
+        clamp: log-ratio beyond which a pair teaches no more; 0 for none.
+        passes: updates for each of stage 1.
+        lr: learning rate, with an optimiser state of its own.
+        grad_clip: bound of its gradient norm.
+    """
+
+    start_round: int = 0
+    mode: Literal["joint", "sequential"] = "joint"
+    steps: int = 2
+    candidates: int = 4
+    beta: float = 500.0
+    clamp: float = 0.0
+    passes: int = 5
+    lr: float = 1e-6
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flash-DMD: few-step distillation with reinforcement learning in the same loop."""
+
+    run: config.Run = field(default_factory=config.Run)
+    model: config.Model = field(default_factory=config.Model)
+    data: student.Data = field(default_factory=student.Data)
+    rewards: config.Judges = field(default_factory=config.Judges)
+    sampling: student.Few = field(default_factory=student.Few)
+    evaluation: config.Evaluation = field(default_factory=config.Evaluation)
+    teacher: student.Teacher = field(default_factory=student.Teacher)
+    actor: student.Learning = field(default_factory=student.Learning)
+    matching: student.Matching = field(default_factory=student.Matching)
+    fake: student.Fake = field(default_factory=student.Fake)
+    alignment: Alignment = field(default_factory=Alignment)
+    gan: Gan = field(default_factory=Gan)
+    rl: Rl = field(default_factory=Rl)
+
+
+def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolicy]:
+    """The algorithm and the policy it trains."""
+    gan, rl, learning = settings.gan, settings.rl, settings.actor
+    sigmas = student.grid(model, settings.sampling)
+    count = len(sigmas) - 1
+    late = StudentSteps(sigmas, tuple(range(max(count - gan.late, 0), count)))
+    noisy = StudentSteps(sigmas, early(count, gan.late) if gan.weight else tuple(range(count)))
+    stage_1_ends = rl.start_round if rl.mode == "sequential" else 0
+
+    matching = student.matching_loss(settings.matching, settings.teacher, noisy)
+    losses = [(matching, 1.0)]
+    updates = [student.fake_update(settings.fake, learning, student.fake_loss(settings.fake, noisy), stage_1_ends)]
+    networks = {}
+    if gan.weight:
+        backbone = load_backbone(gan.backbone, gan.source)
+        networks[DISCRIMINATOR] = PixelDiscriminator(backbone, gan.width).to(model.device)
+        losses.append((PixelGan(late, gan.origin, gan.checkpointing), gan.weight))
+        heads = PixelDiscrimination(late)
+        updates.append(Update(DISCRIMINATOR, heads, gan.lr, gan.passes, learning.minibatch, betas=(0.0, 0.99), until_round=stage_1_ends))
+    updates.append(student.actor_update(learning, Combined(losses, gan.together), stage_1_ends))
+    slow = [Slow(FAKE, ACTOR, settings.alignment.decay)] if settings.alignment.decay < 1 else []
+    roles = [ACTOR, FAKE, REF]
+    if rl.start_round:
+        networks[LATENT_REWARD] = load_latent_reward().to(model.device)
+        preference = LatentPreference(StudentSteps(sigmas, tuple(range(min(rl.steps, count - 1)))), rl.candidates, rl.beta, rl.clamp)
+        start = Start(rl.start_round)
+        updates.append(Update(ACTOR, preference, rl.lr, rl.passes, learning.minibatch, clip=rl.grad_clip, start=start, label="preference"))
+        slow.append(Slow(ANCHOR, ACTOR, every_rounds=rl.start_round, until_round=rl.start_round))
+        roles.append(ANCHOR)
+    if learning.average:
+        slow.append(Slow(AVERAGE, ACTOR, learning.average))
+        roles.append(AVERAGE)
+    result = AVERAGE if learning.average else ACTOR
+    algorithm = Algorithm(
+        chain=RenoiseChain(sigmas),
+        behaviour=ACTOR,
+        feedback=None,
+        updates=tuple(updates),
+        slow=tuple(slow),
+        prompts=settings.data.prompts,
+        group_size=1,
+        result=result,
+        views=student.views(settings.teacher, model, result),
+    )
+    return algorithm, FlowPolicy(model, storage_of(settings.model, model, tuple(roles), (ACTOR, FAKE)), networks)
+
+
+if __name__ == "__main__":
+    launch(Config, build)
