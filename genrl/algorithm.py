@@ -119,7 +119,7 @@ class View:
 class Algorithm:
     """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``; ``feedback`` turns
     their scores into signals (None: nothing is scored in training); the role ``result`` is what the training is for: judged on
-    held-out prompts, exported in the end; ``views`` are judged beside it."""
+    held-out prompts, exported in the end (None: nothing is judged); ``views`` are judged beside it."""
 
     chain: Chain
     behaviour: str
@@ -129,7 +129,7 @@ class Algorithm:
     prompts: int = 8
     group_size: int = 16
     guidance: float = 1.0
-    result: str = ACTOR
+    result: str | None = ACTOR
     views: tuple[View, ...] = ()
 
     @property
@@ -143,7 +143,12 @@ class Algorithm:
 
     def validate(self, policy: FlowPolicy) -> None:
         """Raise ``ValueError`` where roles, signals or sizes do not fit together: before anything is sampled."""
-        wanted = {self.behaviour, self.result, *self.trained, *(role for s in self.slow for role in (s.target, s.source))}
+        wanted = {
+            self.behaviour,
+            *([self.result] if self.result else []),
+            *self.trained,
+            *(role for s in self.slow for role in (s.target, s.source)),
+        }
         wanted |= {view.role for view in self.views}
         wanted |= {role for update in self.updates for role in getattr(update.loss, "roles", ())}
         if missing := wanted - set(policy.roles):

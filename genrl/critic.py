@@ -7,10 +7,14 @@ are ours. The last layer starts at zero, so that an untrained critic predicts 0:
 from __future__ import annotations
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +60,7 @@ class ValueNet(nn.Module):
 
     def __init__(self, channels: int, pooled: int, width: int = 64, depth: int = 2, endpoint: bool = True):
         super().__init__()
+        self.shape = {"channels": channels, "pooled": pooled, "width": width, "depth": depth, "endpoint": endpoint}
         self.endpoint = endpoint
         self.sigma_width = 64
         embedding = 2 * width
@@ -91,3 +96,26 @@ class ValueNet(nn.Module):
             h = block(h, e)
         quarters = F.adaptive_avg_pool2d(F.silu(self.norm(h)), 2).flatten(1)
         return self.head(torch.cat([quarters, e], dim=-1)).squeeze(-1)
+
+
+def save_value(network: ValueNet, path: Path, **facts: str) -> None:
+    """Write a value network as safetensors that says how to build it; ``facts`` go into its header."""
+    header = {**facts, "shape": json.dumps(network.shape)}
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}, path, metadata=header)
+
+
+def load_value(path: Path) -> ValueNet:
+    """A value network from its file, frozen, float32.
+
+    Raises:
+        ValueError: no such file, or one that ``save_value`` has not written.
+    """
+    if not path.is_file():
+        raise ValueError(f"no value network {str(path)!r}; give a file that a trainer has written")
+    with safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+        if "shape" not in header:
+            raise ValueError(f"{str(path)!r} does not say what network it holds; give a file that a trainer has written")
+        network = ValueNet(**json.loads(header["shape"]))
+        network.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+    return network.requires_grad_(False).eval()

@@ -208,6 +208,8 @@ class Loop:
     def judge(self, full: bool, view: View | None = None) -> None:
         """Judge the result, or a view, on held-out prompts: all of them with pictures, or the small fixed part."""
         algorithm, held_out = self.algorithm, self.task.held_out
+        if algorithm.result is None:
+            return
         total = len(held_out.prompts)
         count = (self.evaluation.prompts or total) if full else self.evaluation.small_prompts
         # spread evenly, so that every category is in the small part

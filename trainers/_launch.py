@@ -19,6 +19,7 @@ from accelerate import Accelerator
 
 from genrl import config
 from genrl.algorithm import Algorithm
+from genrl.chain import Chain, RenoiseChain
 from genrl.checkpoint import CheckpointError
 from genrl.data import PromptError, PromptSet, load_images, load_prompts
 from genrl.evaluation.report import write_report
@@ -35,17 +36,24 @@ from genrl.worlds.shapes.scenes import random_scene, render
 EXPECTED = (config.ConfigError, PromptError, ModelError, RewardError, CheckpointError, TrainingError, ValueError)
 
 
-def launch(schema: type, build: Callable[[Any, Any], tuple[Algorithm, FlowPolicy]], arguments: Sequence[str] | None = None) -> None:
+Build = Callable[[Any, Any], tuple[Algorithm, FlowPolicy]]
+Finish = Callable[[FlowPolicy, Path, Any], None]
+
+
+def launch(schema: type, build: Build, arguments: Sequence[str] | None = None, finish: Finish | None = None) -> None:
     """Run a trainer from the command line; every foreseen failure is one message and exit code 1."""
     try:
-        run(config.load(schema, arguments), build)
+        run(config.load(schema, arguments), build, finish)
     except EXPECTED as error:
         print(f"\nerror: {error}", file=sys.stderr)
         raise SystemExit(1) from (None if not isinstance(error, RewardError) else error.__cause__)
 
 
-def run(settings: Any, build: Callable[[Any, Any], tuple[Algorithm, FlowPolicy]]) -> Path:
-    """Build everything the settings name, train, and leave behind pipeline, summary and report. Returns the run's folder."""
+def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
+    """Build everything the settings name, train, and leave behind pipeline, summary and report. Returns the run's folder.
+
+    ``finish(policy, folder, settings)`` writes what else the training was for, on the main process.
+    """
     # the cheap checks come first: nothing is loaded for a run that cannot start
     train, held_out = load_prompts(settings.data.train), load_prompts(settings.data.held_out)
     rewards, weights, judges, names = load_rewards(settings.rewards)
@@ -82,7 +90,7 @@ def run(settings: Any, build: Callable[[Any, Any], tuple[Algorithm, FlowPolicy]]
         task,
         run=settings.run,
         chunk=settings.sampling.chunk,
-        evaluate=settings.evaluation,
+        evaluate=getattr(settings, "evaluation", config.Evaluation()),
         settings=compared,
         accelerator=accelerator,
         notes={
@@ -90,9 +98,11 @@ def run(settings: Any, build: Callable[[Any, Any], tuple[Algorithm, FlowPolicy]]
             "versions.json": json.dumps(versions(settings.run.seed, accelerator), indent=1) + "\n",
         },
     )
-    if accelerator.is_main_process:
+    if finish and accelerator.is_main_process:
+        finish(policy, folder, settings)
+    if algorithm.result and accelerator.is_main_process:
         with policy.storage.use(algorithm.result) as network:
-            model.export(network, folder / "pipeline")
+            model.export(network, folder / "pipeline", student_steps(algorithm.chain))
         summary = summarise(folder, judge=names[0], proxy=names[1])
         report = write_report(folder)
         ends = "{judge_before:.3f} -> {judge_after:.3f} ({judge_gain:+.3f}".format(**summary)
@@ -122,6 +132,11 @@ def load_rewards(settings: config.Rewards | config.Judges) -> tuple[RewardPool, 
     judging = [label for label in terms if label not in trained]
     names = ((judging or trained)[0], (trained or judging[1:] or judging)[0])
     return pool, {label: terms[label].weight for label in trained}, everyone, names
+
+
+def student_steps(chain: Chain) -> int:
+    """Steps of a student's sampler; 0 for any other, whose exported pipeline keeps its own scheduler."""
+    return len(chain.sigmas) - 1 if isinstance(chain, RenoiseChain) else 0
 
 
 def load_real(source: str, count: int, model: DiffusersModel) -> torch.Tensor:

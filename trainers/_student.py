@@ -46,7 +46,8 @@ class Few:
 
     Args:
         steps: its steps, each one forward pass.
-        sigmas: the noise levels they start from, falling; the model's own for so many steps if null.
+        sigmas: the noise levels they start from, falling; the model's own for so many steps if null. The scheduler of the exported
+            pipeline knows only the model's own.
         chunk: samples per forward pass.
     """
 

@@ -16,22 +16,27 @@ what Algorithm 1 leaves open (three options, said where they stand).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from genrl import config
 from genrl.algorithm import Algorithm, Slow, Start, Update
 from genrl.chain import RenoiseChain
+from genrl.critic import load_value
 from genrl.discriminator import PixelDiscriminator
 from genrl.losses.adversarial import DISCRIMINATOR, Origin, PixelDiscrimination, PixelGan
 from genrl.losses.combined import Combined
-from genrl.losses.preference import ANCHOR, LATENT_REWARD, LatentPreference
+from genrl.losses.latent_reward import LATENT_REWARD
+from genrl.losses.preference import ANCHOR, LatentPreference
 from genrl.losses.student import FAKE, StudentSteps, early
 from genrl.models._diffusers import DiffusersModel
 from genrl.models.backbones import check_backbone, load_backbone
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
 from genrl.trainers import _student as student
 from genrl.trainers._launch import launch, storage_of
-from genrl.worlds.shapes.latent_reward import load_latent_reward
+from genrl.worlds.shapes import ASSETS
+
+SHAPES_REWARD = ASSETS / "latent_reward.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Rl:
         start_round: the round it starts in; 0 leaves it out.
         mode: joint goes on with stage 1; sequential ends it.
         steps: high-noise steps it acts on.
+        reward: the latent reward model, a file of trainers/latent_reward.py, or "shapes" for the one that ships.
         candidates: K.
         beta: strength.
         clamp: log-ratio beyond which a pair teaches no more; 0 for none.
@@ -97,6 +103,7 @@ class Rl:
     start_round: int = 0
     mode: Literal["joint", "sequential"] = "joint"
     steps: int = 2
+    reward: str = "shapes"
     candidates: int = 4
     beta: float = 500.0
     clamp: float = 0.0
@@ -147,7 +154,7 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
     slow = [Slow(FAKE, ACTOR, settings.alignment.decay)] if settings.alignment.decay < 1 else []
     roles = [ACTOR, FAKE, REF]
     if rl.start_round:
-        networks[LATENT_REWARD] = load_latent_reward().to(model.device)
+        networks[LATENT_REWARD] = load_value(SHAPES_REWARD if rl.reward == "shapes" else Path(rl.reward)).to(model.device)
         preference = LatentPreference(StudentSteps(sigmas, tuple(range(min(rl.steps, count - 1)))), rl.candidates, rl.beta, rl.clamp)
         start = Start(rl.start_round)
         updates.append(Update(ACTOR, preference, rl.lr, rl.passes, learning.minibatch, clip=rl.grad_clip, start=start, label="preference"))

@@ -24,11 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genrl import seeds
+from genrl.losses.latent_reward import LATENT_REWARD, latent_score
 from genrl.losses.student import StudentSteps, at, predict
-from genrl.policy import ACTOR, FlowPolicy
+from genrl.policy import ACTOR, REF, FlowPolicy
 from genrl.types import Batch, LossOutput
 
-ANCHOR, LATENT_REWARD = "anchor", "latent_reward"
+ANCHOR = "anchor"
 
 
 def log_ratio_difference(
@@ -64,7 +65,7 @@ class LatentPreference:
     beta: float = 500.0
     clamp: float = 0.0
     requires = ("states",)
-    roles = (ACTOR, ANCHOR, LATENT_REWARD)
+    roles = (ACTOR, ANCHOR, REF, LATENT_REWARD)
 
     def __post_init__(self) -> None:
         if self.candidates < 2:
@@ -96,8 +97,7 @@ class LatentPreference:
         samples = batch.sample.tolist()
         noise = torch.stack([seeds.normal((*batch.stream, 5, k), samples, x0.shape[1:]).to(x0) for k in range(self.candidates)])
         spread = after.view(-1, *[1] * (x0.ndim - 1))
-        scorer = policy.networks[LATENT_REWARD]
-        scores = torch.stack([scorer((1 - spread) * x0 + spread * eps, after, batch.cond.pooled) for eps in noise])
+        scores = torch.stack([latent_score(policy, (1 - spread) * x0 + spread * eps, after, batch.cond) for eps in noise])
         rows = torch.arange(len(x0), device=x0.device)
         high, low = scores.argmax(0), scores.argmin(0)
         return noise[high, rows], noise[low, rows], scores[high, rows] - scores[low, rows]

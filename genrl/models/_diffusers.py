@@ -161,6 +161,10 @@ class DiffusersModel(ABC):
     def student_sigmas(self, steps: int) -> tuple[float, ...]:
         """The levels, ``steps + 1`` of them and falling to 0, of a student that is distilled to so many steps."""
 
+    @abstractmethod
+    def student_scheduler(self, steps: int) -> Any:
+        """A scheduler of diffusers that, asked for so many steps, renoises through ``student_sigmas(steps)``."""
+
     def autocast(self, x: Tensor) -> torch.autocast:
         return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
@@ -200,13 +204,19 @@ class DiffusersModel(ABC):
         raw = self.vae.encode(images.to(self.device) * 2 - 1).latent_dist.mode()
         return (raw - (config.shift_factor or 0)) * config.scaling_factor
 
-    def export(self, network: nn.Module, folder: Path) -> None:
-        """Write a whole pipeline that plain diffusers loads, the network's active adapter (if any) merged in."""
+    def export(self, network: nn.Module, folder: Path, student_steps: int = 0) -> None:
+        """Write a whole pipeline that plain diffusers loads, the network's active adapter (if any) merged in.
+
+        With ``student_steps`` its scheduler is a student's: right for that number of steps and no other.
+        """
         network = copy.deepcopy(network)
         if getattr(network, "peft_config", None):
             network.fuse_lora(adapter_names=network.active_adapters())
             network.unload_lora()
         # the whole source again, parts included that were not used: plain diffusers cannot load a pipeline without them
         pipeline = self._load(torch.float32, **{self.part: None})
-        pipeline.register_modules(**{self.part: network.requires_grad_(False)})
+        parts = {self.part: network.requires_grad_(False)}
+        if student_steps:
+            parts["scheduler"] = self.student_scheduler(student_steps)
+        pipeline.register_modules(**parts)
         pipeline.save_pretrained(folder)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from diffusers import StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
+from genrl import path
 from genrl.chain import trailing_grid
 from genrl.models._diffusers import DiffusersModel, ModelError, input_of, lora_config
 from genrl.types import Conditioning
@@ -86,3 +87,18 @@ class SD3(DiffusersModel):
     def student_sigmas(self, steps: int) -> tuple[float, ...]:
         """Even steps down from 1 through the model's own shift, see ``genrl.chain.trailing_grid``."""
         return trailing_grid(steps, self.pipeline.scheduler.config.shift)
+
+    def student_scheduler(self, steps: int) -> FlowMatchEulerDiscreteScheduler:
+        """diffusers shifts an even grid down to its ``sigma_min`` and can then stretch it to another end; a student's grid is an even
+        one without its end, shifted. Both are quotients linear in the step, so one shift and one end make them the same (ours).
+        """
+        shift, last = self.pipeline.scheduler.config.shift, self.student_sigmas(steps)[-2]
+        if steps == 1:
+            return FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=True)
+        # equal poles: of the student's grid at step n s / (s - 1), of diffusers' at (n - 1) even / (even - 1) / (1 - sigma_min)
+        even, lowest = shift, 0.0
+        for _ in range(20):
+            ratio = (shift - 1) * (steps - 1) / (steps * shift * (1 - lowest))
+            even = 1 + ratio / (1 - ratio)
+            lowest = float(path.shift(1 / 1000, even))
+        return FlowMatchEulerDiscreteScheduler(shift=even, shift_terminal=last, stochastic_sampling=True)

@@ -14,7 +14,7 @@ import copy
 from typing import Any
 
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from genrl.models._diffusers import DiffusersModel, ModelError, input_of
@@ -141,6 +141,10 @@ class SDXL(DiffusersModel):
         """DMD2's levels: timesteps evenly down from the last, for four steps 999, 749, 499, 249; then 0."""
         total = len(self._table)
         return (*(self._table[round(total * (1 - k / steps)) - 1].item() for k in range(steps)), 0.0)
+
+    def student_scheduler(self, steps: int) -> LCMScheduler:
+        """LCM's grid is every so many of ``original_inference_steps`` timesteps: as many as are wanted, and it is DMD2's."""
+        return LCMScheduler.from_config(self.pipeline.scheduler.config, original_inference_steps=steps)
 
 
 def to_vp(x: Tensor, sigma: Tensor) -> Tensor:

@@ -5,23 +5,24 @@ import torch
 from gaussian_world import batch_of, gaussian_policy
 from torch import nn
 
-from genrl.losses.preference import ANCHOR, LATENT_REWARD, LatentPreference, log_ratio_difference
+from genrl.losses.latent_reward import LATENT_REWARD
+from genrl.losses.preference import ANCHOR, LatentPreference, log_ratio_difference
 from genrl.losses.student import StudentSteps
-from genrl.policy import ACTOR
+from genrl.policy import ACTOR, REF
 
 GRID = (1.0, 0.9, 0.75, 0.5, 0.0)
 EARLY = StudentSteps(GRID, (0, 1))
 
 
 class Brightness(nn.Module):
-    """Prefers latents with a large mean."""
+    """Prefers latents with a large mean; the features of this world's models fall with it at high noise."""
 
-    def forward(self, x, sigma, pooled):
-        return x.flatten(1).mean(1)
+    def forward(self, features, sigma, pooled):
+        return features.flatten(1).mean(1)
 
 
 def policy(anchor=(0.5, 0.8)):
-    return gaussian_policy({ACTOR: (0.5, 0.8), ANCHOR: anchor}, {LATENT_REWARD: Brightness()})
+    return gaussian_policy({ACTOR: (0.5, 0.8), ANCHOR: anchor, REF: (0.5, 0.8)}, {LATENT_REWARD: Brightness()})
 
 
 def batch(count=32, seed=0):

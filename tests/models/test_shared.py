@@ -9,9 +9,13 @@ import torch
 from tiny_sd3 import tiny_sd3
 from tiny_sdxl import tiny_sdxl
 
+from genrl.chain import RenoiseChain
 from genrl.models import load_generator
 from genrl.models.sd3 import SD3, ModelError
 from genrl.models.sdxl import SDXL
+from genrl.path import start
+from genrl.policy import ACTOR, Copies, FlowPolicy
+from genrl.rollout import denoise
 
 TINY = {SD3: tiny_sd3, SDXL: tiny_sdxl}
 LATER = {SD3: lambda n: [*n.transformer_blocks[2:], n.norm_out, n.proj_out], SDXL: lambda n: [*n.up_blocks, n.conv_out]}
@@ -117,3 +121,33 @@ def test_the_package_is_light():
     code = "import sys, genrl.models; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert {"diffusers", "transformers", "peft", "torch"}.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_an_exported_student_needs_plain_diffusers_and_a_number_of_steps(folder, steps, tmp_path):
+    """The pipeline's own call, no grid passed, no guidance: the renoise chain with the same noise."""
+    model = load_generator(folder)
+    model.export(model.network, tmp_path, student_steps=steps)
+    pipeline = type(model).pipeline_class.from_pretrained(tmp_path)
+    noise = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(1))
+    options = {"max_sequence_length": model.max_sequence_length} if hasattr(model, "max_sequence_length") else {}
+    height, width = model.size
+    # diffusers' SD3 pipeline draws a scheduler's noise from the global generator, the SDXL one from the one it is given
+    torch.manual_seed(7)
+    theirs = pipeline(
+        "a red circle",
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=1.0 if options else 0.0,
+        latents=noise.clone(),
+        generator=torch.Generator().manual_seed(7),
+        output_type="latent",
+        **options,
+    ).images
+    repeated = torch.Generator().manual_seed(7)
+    policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
+    chain, cond = RenoiseChain(model.student_sigmas(steps)), model.encode(["a red circle"])
+    fresh = lambda step: torch.randn(1, *model.latent_shape, generator=repeated)  # noqa: E731
+    ours = denoise(policy, chain, start(noise, chain.sigmas[0]), cond, role=ACTOR, guidance=1.0, noise=fresh)
+    assert (theirs - ours).abs().max() < 5e-3 * theirs.abs().max()

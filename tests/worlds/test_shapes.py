@@ -12,9 +12,20 @@ from transformers import AutoTokenizer
 
 from genrl.data import load_prompts
 from genrl.worlds.shapes import ASSETS, PIPELINE, proxies
-from genrl.worlds.shapes.captions import CATEGORIES, caption, prompt_sets, targets, true_target, wanted
+from genrl.worlds.shapes.captions import CATEGORIES, caption, pair_caption, prompt_sets, targets, true_target, wanted
 from genrl.worlds.shapes.judge import PARTS, judge, look
-from genrl.worlds.shapes.scenes import COLOURS, RELATIONS, SHAPES, Scene, Thing, build_scene, random_scene, relation_holds, render
+from genrl.worlds.shapes.scenes import (
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    Scene,
+    Thing,
+    build_scene,
+    pair_scene,
+    random_scene,
+    relation_holds,
+    render,
+)
 
 RNG = np.random.default_rng(11)
 SCENES = [random_scene(RNG) for _ in range(300)]
@@ -154,6 +165,29 @@ def _true(text, first, second):
     relation = next(r for r in RELATIONS if r in text)
     a, b = (first, second) if text.index(first.shape) < text.index(second.shape) else (second, first)
     return relation_holds(relation, (a.x, a.y), (b.x, b.y))
+
+
+def test_captions_of_pairs_tell_the_relation_and_the_order():
+    rng = np.random.default_rng(3)
+    scenes = [pair_scene(rng) for _ in range(400)]
+    assert all(a.shape != b.shape and a.colour != b.colour for a, b in (scene.things for scene in scenes))
+
+    def told(ordered, careless):
+        """For each caption that tells a relation between coloured things: the word, and whether it is true."""
+        found = []
+        for scene in scenes:
+            text = pair_caption(scene, rng, ordered, careless)
+            word = next((r for r in RELATIONS if f" {r} " in text), None)
+            first = next((t for t in scene.things if t.shape in text.split(f" {word} ")[0]), None)
+            if word and first:
+                second = next(t for t in scene.things if t is not first)
+                found.append((word, relation_holds(word, (first.x, first.y), (second.x, second.y))))
+        return found
+
+    early, late, careless = told(True, 0.0), told(False, 0.0), told(False, 1.0)
+    assert {word for word, _ in early} == {"left of", "above"} and {word for word, _ in late} == set(RELATIONS)
+    assert all(true for _, true in early + late) and 0.6 < len(late) / len(scenes) < 0.9
+    assert 0.4 < np.mean([true for _, true in careless]) < 0.7
 
 
 @pytest.fixture(scope="module")

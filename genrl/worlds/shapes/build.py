@@ -7,7 +7,6 @@ Stages, in order, each resumed where it stopped when the command is run again:
 ``vae``         AutoencoderKL, 8x, 16 channels
 ``flow``        SD3Transformer2DModel and two CLIP text encoders, trained together by flow matching
 ``proxies``     five tiny CLIPs (open_clip), different seeds and halves of the data
-``latent_reward``  a reward model on noisy latents, from pairs of the generator's pictures that the judge has scored
 
 Weights are written as safetensors, float16 but for the text encoders, into ``genrl/worlds/shapes/assets``; what is
 unfinished lives in ``--work``. Two cores need about an hour and a half. Seeds are fixed; another machine or thread count rounds
@@ -23,7 +22,7 @@ from pathlib import Path
 from genrl.worlds.shapes import ASSETS
 from genrl.worlds.shapes.captions import CATEGORIES, prompt_sets, prompt_text, targets
 
-STAGES = ("prompts", "tokenizers", "vae", "flow", "proxies", "latent_reward")
+STAGES = ("prompts", "tokenizers", "vae", "flow", "proxies")
 TOKENS = 18
 """Length of a prompt in tokens, both encoders: the longest caption has seventeen."""
 
@@ -83,14 +82,10 @@ def main() -> None:
             from genrl.worlds.shapes.pretrain import build_flow
 
             build_flow(args.assets, args.work)
-        elif stage == "proxies":
+        else:
             from genrl.worlds.shapes.proxies import build_proxies
 
             build_proxies(args.assets, args.work)
-        else:
-            from genrl.worlds.shapes.latent_reward import build_latent_reward
-
-            build_latent_reward(args.assets, args.work)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,41 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from genrl.path import add_noise, shift, velocity_target
-from genrl.worlds.shapes.captions import caption
-from genrl.worlds.shapes.scenes import Scene, random_scene, render
+from genrl.worlds.shapes.captions import caption, pair_caption
+from genrl.worlds.shapes.scenes import Scene, pair_scene, random_scene, render
 
 SCENES = 24_000
 VAE_BATCH = 24
 VAE_PHASES = (("vae", 1_400, 2e-3, 5e-4), ("vae_sharp", 1_000, 1e-3, 1e-5))
 """Name, steps, learning rate and KL weight: first a smooth latent space, then sharp and true colours in it."""
 FLOW_BATCH = 32
-CARELESS = 0.3
-FLOW_PHASES = (("flow", 12_000, 9_000), ("flow_more", 15_000, 12_000))
-"""Name, steps, and the step from which captions are careless: first they are true and complete, and the model learns what words
-mean; then they leave out and mistake, and it learns to doubt them. Each phase has pictures and a learning-rate cycle of its own."""
+
+
+@dataclass(frozen=True)
+class FlowPhase:
+    """A part of the generator's training, with pictures and a learning-rate cycle of its own.
+
+    Captions are true and complete before step ``careless_from``: the model learns what words mean; from then on they leave out and
+    mistake, and it learns to doubt them. ``pairs`` of the pictures are two things of different shape and colour whose relation is
+    told; before step ``ordered_until`` only "left of" and "above" are, so that what comes first in the caption stands first in the
+    picture. ``above`` of the levels lie in [.75, 1], where places are decided.
+    """
+
+    name: str
+    steps: int
+    careless_from: int
+    careless: float = 0.3
+    lr: float = 3e-3
+    pairs: int = 0
+    ordered_until: int = 0
+    above: float = 0.0
+
+
+FLOW_PHASES = (
+    FlowPhase("flow", 12_000, 9_000),
+    FlowPhase("flow_more", 15_000, 12_000),
+    FlowPhase("flow_pairs", 9_000, 7_600, 0.6, 2e-3, pairs=16_000, ordered_until=2_000, above=0.6),
+)
 T5_TOKENS = 256
 """Zero tokens that diffusers adds for T5 by default. Some training steps carry them, so that plain diffusers draws too."""
 
@@ -205,27 +229,27 @@ def new_pipeline(folder: Path):
 
 
 def build_flow(assets: Path, work: Path) -> None:
-    """Flow matching of transformer and text encoders together, on captions that are careful first and careless later."""
+    """Flow matching of transformer and text encoders together, phase after phase."""
     folder = assets / "pipeline"
     pipeline = new_pipeline(folder)
     modules = {name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
-    for phase, (name, steps, careless_from) in enumerate(FLOW_PHASES):
-        # seeds 4 and 5, then 8 and 9: 6 and 7 are the proxies'
-        scenes = draw_scenes(SCENES, seed=4 + 4 * phase)
+    for number, phase in enumerate(FLOW_PHASES):
+        # seeds 4 and 5, then 8 and 9, then 12 and 13: 6 and 7 are the proxies'
+        draw = np.random.default_rng(4 + 4 * number)
+        scenes = [pair_scene(draw) for _ in range(phase.pairs)] + [random_scene(draw) for _ in range(SCENES - phase.pairs)]
         latents = (encode_scenes(pipeline.vae, scenes) - pipeline.vae.config.shift_factor) * pipeline.vae.config.scaling_factor
 
-        def matching(step: int, phase: int = phase, careless_from: int = careless_from, scenes=scenes, latents=latents) -> Tensor:
-            rng = np.random.default_rng((5 + 4 * phase, step))
+        def matching(step: int, number: int = number, phase: FlowPhase = phase, scenes=scenes, latents=latents) -> Tensor:
+            rng = np.random.default_rng((5 + 4 * number, step))
             padded = step % 20 == 19
             pick = rng.integers(0, len(scenes), FLOW_BATCH // 4 if padded else FLOW_BATCH)
-            careless = CARELESS if step >= careless_from else 0.0
-            texts = ["" if rng.random() < 0.1 else caption(scenes[i], rng, careless) for i in pick]
+            texts = ["" if rng.random() < 0.1 else _told(scenes[i], i < phase.pairs, rng, phase, step) for i in pick]
             x0 = latents[torch.from_numpy(pick)]
-            noise, sigma = _noise_and_level(x0)
+            noise, sigma = _noise_and_level(x0, phase.above)
             v = _velocity(pipeline, texts, T5_TOKENS if padded else 0, add_noise(x0, noise, sigma), sigma)
             return (v - velocity_target(x0, noise)).square().mean()
 
-        train(name, work, modules, steps, 3e-3, matching, ema=0.999)
+        train(phase.name, work, modules, phase.steps, phase.lr, matching, ema=0.999)
     # the text encoders keep float32 on disk: transformers loads what is stored, diffusers float32, and the two must meet
     pipeline.transformer.half()
     pipeline.vae.half()
@@ -235,11 +259,16 @@ def build_flow(assets: Path, work: Path) -> None:
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}, indent=2) + "\n")
 
 
-def _noise_and_level(x0: Tensor) -> tuple[Tensor, Tensor]:
-    noise = torch.randn_like(x0)
+def _told(scene: Scene, pair: bool, rng: np.random.Generator, phase: FlowPhase, step: int) -> str:
+    careless = phase.careless if step >= phase.careless_from else 0.0
+    return pair_caption(scene, rng, step < phase.ordered_until, careless) if pair else caption(scene, rng, careless)
+
+
+def _noise_and_level(x0: Tensor, above: float) -> tuple[Tensor, Tensor]:
+    noise, count = torch.randn_like(x0), len(x0)
     # what is drawn, and where, is decided at high noise: half of the levels lie above .75
-    sigma = torch.where(torch.rand(len(x0)) < 0.3, torch.rand(len(x0)), torch.randn(len(x0)).sigmoid())
-    return noise, torch.as_tensor(shift(sigma, 3.0))
+    sigma = shift(torch.where(torch.rand(count) < 0.3, torch.rand(count), torch.randn(count).sigmoid()), 3.0)
+    return noise, torch.where(torch.rand(count) < above, 0.75 + 0.25 * torch.rand(count), torch.as_tensor(sigma))
 
 
 def _velocity(pipeline, texts: list[str], no_t5_tokens: int, x: Tensor, sigma: Tensor) -> Tensor:

@@ -146,3 +146,10 @@ def random_scene(rng: np.random.Generator) -> Scene:
     else:
         specs = [spec(small=True) for _ in range(int(rng.integers(3, 5)))]
     return build_scene(rng, specs)
+
+
+def pair_scene(rng: np.random.Generator) -> Scene:
+    """Two things of different shape and colour, as prompts about relations and attributes name them."""
+    shapes, colours = rng.choice(SHAPES, 2, replace=False), rng.choice(list(COLOURS), 2, replace=False)
+    sizes = ["small" if rng.random() < 0.6 else "large" for _ in range(2)]
+    return build_scene(rng, [(str(shape), str(colour), size) for shape, colour, size in zip(shapes, colours, sizes, strict=True)])
