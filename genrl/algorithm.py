@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from genrl.alarms import Alarm
 from genrl.chain import Chain
 from genrl.losses import Loss
 from genrl.policy import ACTOR, FlowPolicy
@@ -119,7 +120,7 @@ class View:
 class Algorithm:
     """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``; ``feedback`` turns
     their scores into signals (None: nothing is scored in training); the role ``result`` is what the training is for: judged on
-    held-out prompts, exported in the end (None: nothing is judged); ``views`` are judged beside it."""
+    held-out prompts, exported in the end (None: nothing is judged); ``views`` are judged beside it; ``alarms`` warn while it runs."""
 
     chain: Chain
     behaviour: str
@@ -131,6 +132,7 @@ class Algorithm:
     guidance: float = 1.0
     result: str | None = ACTOR
     views: tuple[View, ...] = ()
+    alarms: tuple[Alarm, ...] = ()
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Learner:
     def streamed(self, batch: Batch, round_: int, index: int, number: int) -> Batch:
         """The batch with the noise that pass ``number`` of an update draws."""
         stream = (self.seed, seeds.LOSS, round_, index, number)
-        return Batch(batch.group, batch.sample, batch.x0, batch.cond, batch.signal, stream)
+        return replace(batch, stream=stream)
 
     def _step(self, index: int, batch: Batch, parts: Sequence[Tensor], round_: int, sums: dict[str, list[Tensor]]) -> None:
         update, optimizer = self.updates[index], self.optimizers[index]

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from genrl.alarms import Alarm, Alarms
 from genrl.evaluation.judging import Protocol
+
+LINES = ("metrics.jsonl", "timing.jsonl", "alarms.jsonl")
 
 
 class Recorder:
@@ -23,38 +26,48 @@ class Recorder:
 
     Args:
         track: also called with each round's metrics, ``track(values, step=round)``.
+        alarms: what is watched for; raised ones go to ``alarms.jsonl``.
     """
 
-    def __init__(self, folder: Path, main: bool, track: Callable[..., None]):
+    def __init__(self, folder: Path, main: bool, track: Callable[..., None], alarms: Iterable[Alarm] = ()):
         self.folder = folder
         self.main = main
         self.track = track
+        self.alarms = Alarms(alarms)
 
     def open(self, round_: int, fresh: bool, notes: Mapping[str, str]) -> None:
         """Make the folder with its notes (file name -> text), and drop what was written after ``round_``: it will be played again."""
         if not self.main:
             return
         if fresh and self.folder.exists():
-            for name in ("checkpoints", "evaluations", "pipeline", "metrics.jsonl", "timing.jsonl", "summary.json", "report.html"):
+            for name in ("checkpoints", "evaluations", "pipeline", *LINES, "summary.json", "report.html"):
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (self.folder / "evaluations").mkdir(parents=True, exist_ok=True)
         for name, text in notes.items():
             (self.folder / name).write_text(text)
-        for name in ("metrics.jsonl", "timing.jsonl"):
+        for name in LINES:
             path = self.folder / name
             kept = [line for line in read_lines(path) if line["round"] <= round_]
             aside = path.with_suffix(".tmp")
             aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
             aside.replace(path)
+        for line in read_lines(self.folder / "metrics.jsonl"):
+            self.alarms.hear(line)
 
-    def log(self, line: Mapping[str, float], seconds: float) -> None:
+    def log(self, line: Mapping[str, float], seconds: float) -> list[str]:
+        """Write down a round; returns the words of the alarms that it raises."""
         if not self.main:
-            return
+            return []
+        raised = self.alarms.hear(line)
+        for words in raised:
+            with (self.folder / "alarms.jsonl").open("a") as file:
+                file.write(json.dumps({"round": line["round"], "words": words}) + "\n")
         for name, content in (("metrics.jsonl", line), ("timing.jsonl", {"round": line["round"], "seconds": round(seconds, 3)})):
             with (self.folder / name).open("a") as file:
                 file.write(json.dumps({k: _plain(v) for k, v in content.items()}) + "\n")
         self.track({k: v for k, v in line.items() if k != "round"}, step=int(line["round"]))
+        return raised
 
     def pictures(self, name: str) -> Path:
         """Folder for the pictures of a full evaluation."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from rich.markup import escape
 from torch import Tensor
 
 from genrl import checkpoint, config, seeds
@@ -76,6 +77,8 @@ def fit(
         bar = progress.add_task("sampling", total=run.rounds, completed=loop.round)
         while loop.round < run.rounds:
             metrics = loop.play()
+            for words in loop.raised:
+                progress.console.print(f"[bold]round {loop.round}:[/bold] {escape(words)}")
             progress.update(bar, completed=loop.round, description=describe(metrics, loop.judged))
     loop.judge(full=True)
     for view in algorithm.views:
@@ -104,12 +107,13 @@ class Loop:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         if algorithm.prompts % self.world:
             raise ValueError(f"{algorithm.prompts} prompts a round do not divide among {self.world} processes; whole groups stay together")
-        self.recorder = Recorder(Path(run.folder) / run.name, accelerator.is_main_process, accelerator.log)
+        self.recorder = Recorder(Path(run.folder) / run.name, accelerator.is_main_process, accelerator.log, algorithm.alarms)
         mean = (lambda flat: torch.as_tensor(accelerator.reduce(flat, "mean"))) if self.world > 1 else None
         self.learner = Learner(policy, algorithm.updates, run.seed, mean)
         self.round = 0
         self.counters = {"images_seen": 0, "reward_calls": 0, "wall_s": 0.0}
         self.judged: dict[str, float] = {}
+        self.raised: list[str] = []
 
     # -- one round
 
@@ -131,7 +135,8 @@ class Loop:
                 self.policy.sync(slow.target, slow.source, slow.decay)
         seconds = time.perf_counter() - began
         self.counters["wall_s"] += seconds
-        self.recorder.log({"round": self.round, **{k: self.counters[k] for k in ("images_seen", "reward_calls")}, **metrics}, seconds)
+        counted = {name: self.counters[name] for name in ("images_seen", "reward_calls")}
+        self.raised = self.recorder.log({"round": self.round, **counted, **metrics}, seconds)
         if self.round % self.evaluation.every_rounds == 0 and self.round < self.run.rounds:
             self.judge(full=False)
         if self.round % self.run.save_every_rounds == 0 or self.round == self.run.rounds:
@@ -166,7 +171,7 @@ class Loop:
         if algorithm.feedback is not None:
             judged, metrics = self._score(algorithm.feedback, trajectory, rows)
             signal |= judged
-        return Batch(trajectory.group, trajectory.sample, trajectory.x0, trajectory.cond, signal), metrics
+        return Batch(trajectory.group, trajectory.sample, trajectory.x0, trajectory.cond, signal, prompts=trajectory.prompts), metrics
 
     def _real(self, sample: Tensor) -> Tensor:
         """Latents of real images, one for each sample, drawn anew each round."""

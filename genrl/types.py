@@ -64,7 +64,8 @@ class Trajectory:
 class Batch:
     """What a loss sees: a trajectory's tensors and the ``signal`` that the feedback made of its scores.
 
-    ``stream`` keys the noise a loss draws, so that a sample's noise does not depend on its place in a minibatch.
+    ``stream`` keys the noise a loss draws, so that a sample's noise does not depend on its place in a minibatch. ``prompts`` are
+    for losses that score pictures of their own.
     """
 
     group: Tensor
@@ -73,13 +74,21 @@ class Batch:
     cond: Conditioning
     signal: Mapping[str, Tensor]
     stream: tuple[int, ...] = ()
+    prompts: tuple[Prompt, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sample)
 
-    def index(self, rows: Tensor | slice) -> Batch:
-        signal = {name: value[rows] for name, value in self.signal.items()}
-        return replace(self, group=self.group[rows], sample=self.sample[rows], x0=self.x0[rows], cond=self.cond.index(rows), signal=signal)
+    def index(self, rows: Tensor) -> Batch:
+        return replace(
+            self,
+            group=self.group[rows],
+            sample=self.sample[rows],
+            x0=self.x0[rows],
+            cond=self.cond.index(rows),
+            signal={name: value[rows] for name, value in self.signal.items()},
+            prompts=tuple(self.prompts[row] for row in rows.tolist()) if self.prompts else (),
+        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import genrl
 ROOT = Path(__file__).resolve().parents[1]
 LINES = [
     "types path seeds config",
-    "kernels chain feedback",
+    "kernels chain feedback alarms",
     "policy critic discriminator reward data",
     "rollout losses",
     "algorithm",

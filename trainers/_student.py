@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from genrl import config
+from genrl.alarms import Alarm
 from genrl.algorithm import Update, View
 from genrl.chain import OdeChain, RenoiseChain, check_grid
 from genrl.losses import Loss
@@ -138,6 +139,36 @@ class Learning:
     accumulate: int = 1
     grad_clip: float = 10.0
     average: float = 0.0
+
+
+ALARMS = (
+    Alarm(
+        "student/std_over_teacher",
+        "the student's predictions vary {value} times as much as the teacher's: contrast runs away. Lower actor.lr, or give the fake more "
+        "passes",
+        above=1.2,
+    ),
+    Alarm(
+        "student/std_over_teacher",
+        "the student's predictions vary only {value} times as much as the teacher's: they grow flat or alike. Lower actor.lr, or give the "
+        "fake more passes",
+        below=0.6,
+    ),
+    Alarm(
+        "student/mean_minus_teacher",
+        "the student's predictions have drifted by {value} from the teacher's mean: look at colours and brightness",
+        below=-0.1,
+        above=0.1,
+    ),
+    Alarm(
+        "discriminator/accuracy",
+        "the discriminator is right about {value} of the images: it has won, and its gradient says little. Lower its lr or its passes",
+        above=0.97,
+        rounds=50,
+    ),
+    Alarm("preference/margin", "the latent reward tells candidates apart by {value} only: there is nothing to prefer", below=1e-4),
+)
+"""What distillation goes wrong by; the bounds are ours."""
 
 
 def grid(model: DiffusersModel, few: Few) -> tuple[float, ...]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from genrl import config
+from genrl.alarms import Alarm
 from genrl.algorithm import Algorithm, Slow, Start, Update
 from genrl.chain import OdeChain
 from genrl.critic import ValueNet
@@ -153,6 +154,17 @@ class Config:
     actor: Actor = field(default_factory=Actor)
 
 
+ALARMS = (
+    Alarm(
+        "policy/w2",
+        "W2 to the reference is {value}: pictures fall apart out there. Raise actor.beta or lower actor.lr",
+        above=0.5,
+    ),
+    Alarm("policy/clipped", "{value} of the advantages are clipped: what is left is their sign. Raise actor.clip", above=0.95),
+)
+"""What fine-tuning goes wrong by; the bounds are ours."""
+
+
 def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
     """The algorithm and the policy it trains."""
     actor, critic = settings.actor, settings.critic
@@ -206,6 +218,7 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
         group_size=settings.data.group_size,
         guidance=settings.sampling.guidance,
         result=AVERAGE if actor.average else ACTOR,
+        alarms=ALARMS,
     )
     roles = (ACTOR, OLD, REF, AVERAGE) if actor.average else (ACTOR, OLD, REF)
     return algorithm, FlowPolicy(model, storage_of(settings.model, model, roles), networks)

@@ -99,6 +99,7 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
         group_size=1,
         result=result,
         views=student.views(settings.teacher, model, result),
+        alarms=student.ALARMS,
     )
     return algorithm, FlowPolicy(model, storage_of(settings.model, model, roles, (ACTOR, FAKE)), networks)
 

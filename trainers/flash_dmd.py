@@ -27,11 +27,12 @@ from genrl.discriminator import PixelDiscriminator
 from genrl.losses.adversarial import DISCRIMINATOR, Origin, PixelDiscrimination, PixelGan
 from genrl.losses.combined import Combined
 from genrl.losses.latent_reward import LATENT_REWARD
-from genrl.losses.preference import ANCHOR, LatentPreference
+from genrl.losses.preference import ANCHOR, LatentPreference, LatentRanker, PixelRanker, Ranker
 from genrl.losses.student import FAKE, StudentSteps, early
 from genrl.models._diffusers import DiffusersModel
 from genrl.models.backbones import check_backbone, load_backbone
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
+from genrl.reward import RewardPool, load_reward
 from genrl.trainers import _student as student
 from genrl.trainers._launch import launch, storage_of
 from genrl.worlds.shapes import ASSETS
@@ -91,7 +92,8 @@ class Rl:
         start_round: the round it starts in; 0 leaves it out.
         mode: joint goes on with stage 1; sequential ends it.
         steps: high-noise steps it acts on.
-        reward: the latent reward model, a file of trainers/latent_reward.py, or "shapes" for the one that ships.
+        latent_reward: the model that ranks candidates, a file of trainers/latent_reward.py, or "shapes" for the one that ships.
+        rewards: instead of it, rewards of the pictures that the student predicts from its candidates.
         candidates: K.
         beta: strength.
         clamp: log-ratio beyond which a pair teaches no more; 0 for none.
@@ -103,7 +105,8 @@ class Rl:
     start_round: int = 0
     mode: Literal["joint", "sequential"] = "joint"
     steps: int = 2
-    reward: str = "shapes"
+    latent_reward: str = "shapes"
+    rewards: list[config.Term] = field(default_factory=list)
     candidates: int = 4
     beta: float = 500.0
     clamp: float = 0.0
@@ -154,8 +157,10 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
     slow = [Slow(FAKE, ACTOR, settings.alignment.decay)] if settings.alignment.decay < 1 else []
     roles = [ACTOR, FAKE, REF]
     if rl.start_round:
-        networks[LATENT_REWARD] = load_value(SHAPES_REWARD if rl.reward == "shapes" else Path(rl.reward)).to(model.device)
-        preference = LatentPreference(StudentSteps(sigmas, tuple(range(min(rl.steps, count - 1)))), rl.candidates, rl.beta, rl.clamp)
+        if not rl.rewards:
+            networks[LATENT_REWARD] = load_value(SHAPES_REWARD if rl.latent_reward == "shapes" else Path(rl.latent_reward)).to(model.device)
+        noisiest = StudentSteps(sigmas, tuple(range(min(rl.steps, count - 1))))
+        preference = LatentPreference(noisiest, ranker_of(rl, settings.rewards), rl.candidates, rl.beta, rl.clamp)
         start = Start(rl.start_round)
         updates.append(Update(ACTOR, preference, rl.lr, rl.passes, learning.minibatch, clip=rl.grad_clip, start=start, label="preference"))
         slow.append(Slow(ANCHOR, ACTOR, every_rounds=rl.start_round, until_round=rl.start_round))
@@ -174,8 +179,17 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
         group_size=1,
         result=result,
         views=student.views(settings.teacher, model, result),
+        alarms=student.ALARMS,
     )
     return algorithm, FlowPolicy(model, storage_of(settings.model, model, tuple(roles), (ACTOR, FAKE)), networks)
+
+
+def ranker_of(rl: Rl, judges: config.Judges) -> Ranker:
+    """What ranks candidates: the latent reward model, or pictures' rewards, called as the judges are."""
+    if not rl.rewards:
+        return LatentRanker()
+    loaded = {term.label or term.name: load_reward(term.name, **term.options) for term in rl.rewards}
+    return PixelRanker(RewardPool(loaded, judges.batch, judges.min_valid), {term.label or term.name: term.weight for term in rl.rewards})
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def write_report(run: Path) -> Path:
             [e.scores for e in path], [f"round {e.round}" for e in path], first.scores, last.scores, judge, proxy
         ),
         "thresholds": {"gap": hacking.MATERIAL_GAP_Z, "rank": hacking.RANK_DROP},
+        "alarms": [json.loads(line) for line in _read(run / "alarms.jsonl").splitlines() if line.strip()],
         "versions": versions,
         "evaluation": first,
         "prompts_hash": hashlib.sha256("\n".join(key[0] for key in first.keys).encode()).hexdigest()[:12],

@@ -2,7 +2,7 @@
 
 From one state ``z`` the student's step is the law ``N(a x0_theta(z), s^2 I)`` with ``a = 1 - sigma'``, ``s = sigma'`` the next level
 (flow coordinates; the policy of PSO and Flash-DMD). K candidates differ in their noise only, so one forward pass draws them all:
-``z^k = a sg[x0_theta] + s eps^k``. A latent reward model ranks them; the best against the worst:
+``z^k = a sg[x0_theta] + s eps^k``. A reward ranks them; the best against the worst:
 
     L = -log sigmoid(beta H),     H = log p/p_ref (z^w | z) - log p/p_ref (z^l | z)
 
@@ -16,7 +16,9 @@ dimensions: H is divided by their number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,9 +29,47 @@ from genrl import seeds
 from genrl.losses.latent_reward import LATENT_REWARD, latent_score
 from genrl.losses.student import StudentSteps, at, predict
 from genrl.policy import ACTOR, REF, FlowPolicy
+from genrl.reward import RewardPool, weighted_sum
 from genrl.types import Batch, LossOutput
 
 ANCHOR = "anchor"
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """Scores ``[B]`` of candidates ``z [B, ...]`` at levels ``[B]``; larger is better, NaN cannot be scored."""
+
+    @property
+    def roles(self) -> tuple[str, ...]: ...
+
+    def __call__(self, policy: FlowPolicy, batch: Batch, z: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LatentRanker:
+    """A latent reward model, on the candidates as they are: Flash-DMD's choice."""
+
+    roles = (REF, LATENT_REWARD)
+
+    def __call__(self, policy: FlowPolicy, batch: Batch, z: Tensor, sigma: Tensor) -> Tensor:
+        return latent_score(policy, z, sigma, batch.cond)
+
+
+@dataclass(frozen=True)
+class PixelRanker:
+    """Any rewards, on the picture that the student predicts from a candidate (ours): for models without a latent reward.
+
+    A forward pass of the student and a decoding for each candidate; the rewards are weighted as everywhere.
+    """
+
+    pool: RewardPool
+    weights: Mapping[str, float]
+    roles = (ACTOR,)
+
+    def __call__(self, policy: FlowPolicy, batch: Batch, z: Tensor, sigma: Tensor) -> Tensor:
+        images = policy.decode(predict(policy, batch, z, sigma)).float().cpu()
+        scores = self.pool.score(images, [p.text for p in batch.prompts], [p.metadata for p in batch.prompts])
+        return weighted_sum(scores, self.weights).to(z.device)
 
 
 def log_ratio_difference(
@@ -50,6 +90,7 @@ class LatentPreference:
 
     Args:
         steps: the student's steps it acts on; Flash-DMD takes the two noisiest of four, where candidates differ in layout.
+        ranker: scores the candidates.
         candidates: K, drawn from each state.
         beta: strength; LPO's 500 goes with its means over dimensions.
         clamp: bound of ``|H|`` beyond which a pair teaches no more (PSO and LPO: .1); 0 for none.
@@ -61,11 +102,15 @@ class LatentPreference:
     """
 
     steps: StudentSteps
+    ranker: Ranker = field(default_factory=LatentRanker)
     candidates: int = 4
     beta: float = 500.0
     clamp: float = 0.0
     requires = ("states",)
-    roles = (ACTOR, ANCHOR, REF, LATENT_REWARD)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (ACTOR, ANCHOR, *self.ranker.roles)
 
     def __post_init__(self) -> None:
         if self.candidates < 2:
@@ -97,7 +142,9 @@ class LatentPreference:
         samples = batch.sample.tolist()
         noise = torch.stack([seeds.normal((*batch.stream, 5, k), samples, x0.shape[1:]).to(x0) for k in range(self.candidates)])
         spread = after.view(-1, *[1] * (x0.ndim - 1))
-        scores = torch.stack([latent_score(policy, (1 - spread) * x0 + spread * eps, after, batch.cond) for eps in noise])
+        scores = torch.stack([self.ranker(policy, batch, (1 - spread) * x0 + spread * eps, after) for eps in noise])
+        # what cannot be scored is neither best nor worst
+        scores = torch.where(scores.isnan(), scores.nanmean(0), scores).nan_to_num(0.0)
         rows = torch.arange(len(x0), device=x0.device)
         high, low = scores.argmax(0), scores.argmin(0)
         return noise[high, rows], noise[low, rows], scores[high, rows] - scores[low, rows]

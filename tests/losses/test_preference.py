@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,16 +7,18 @@ from gaussian_world import batch_of, gaussian_policy
 from torch import nn
 
 from genrl.losses.latent_reward import LATENT_REWARD
-from genrl.losses.preference import ANCHOR, LatentPreference, log_ratio_difference
+from genrl.losses.preference import ANCHOR, LatentPreference, PixelRanker, log_ratio_difference
 from genrl.losses.student import StudentSteps
 from genrl.policy import ACTOR, REF
+from genrl.reward import RewardPool
+from genrl.types import Prompt
 
 GRID = (1.0, 0.9, 0.75, 0.5, 0.0)
 EARLY = StudentSteps(GRID, (0, 1))
 
 
 class Brightness(nn.Module):
-    """Prefers latents with a large mean; the features of this world's models fall with it at high noise."""
+    """Prefers features with a large mean: in this world velocities, which at high noise rise with the latent."""
 
     def forward(self, features, sigma, pooled):
         return features.flatten(1).mean(1)
@@ -88,3 +91,25 @@ def test_what_makes_no_preference_is_refused():
         LatentPreference(EARLY, candidates=1)
     with pytest.raises(ValueError, match="adds no noise"):
         LatentPreference(StudentSteps(GRID, (3,)))
+
+
+def test_pictures_can_be_ranked_by_any_reward():
+    """Brightness of the predicted picture; a candidate that cannot be scored is neither best nor worst."""
+    seen = []
+
+    def bright(images, prompts, metadata):
+        seen.append((prompts, metadata, images.shape))
+        score = images.mean((1, 2, 3))
+        score[0] = float("nan")
+        return score
+
+    ranker = PixelRanker(RewardPool({"bright": bright}), {"bright": 2.0})
+    who = gaussian_policy({ACTOR: (0.5, 0.8), ANCHOR: (0.5, 0.8)})
+    one = replace(batch(8), prompts=tuple(Prompt(f"p{i}", metadata={"i": i}) for i in range(8)))
+    loss = LatentPreference(EARLY, ranker)
+    assert loss.roles == (ACTOR, ANCHOR, ACTOR)
+    output = loss(who, one.index(torch.tensor([2, 5, 7])))
+    output.loss.backward()
+    assert who.parameters(ACTOR)[0].grad < 0, "towards brighter pictures"
+    assert len(seen) == 4 and seen[0][0] == ["p2", "p5", "p7"] and seen[0][1][1] == {"i": 5} and seen[0][2] == (3, 3, 2, 2)
+    assert output.metrics["preference/margin"].isfinite()
