@@ -17,6 +17,9 @@ from genrl.losses import Loss
 from genrl.policy import ACTOR, FlowPolicy
 from genrl.rollout import RECORDS
 
+REAL = ("real_latents", "real_images")
+"""Signals of real images, one for each sample: encoded, and decoded again."""
+
 
 class Feedback(Protocol):
     """Scores ``[B]`` and groups ``[B]`` of the whole round to named signals ``[B]``; its state is checkpointed."""
@@ -155,7 +158,7 @@ class Algorithm:
         wanted |= {role for update in self.updates for role in getattr(update.loss, "roles", ())}
         if missing := wanted - set(policy.roles):
             raise ValueError(f"the algorithm uses roles {sorted(missing)} that the policy lacks; it has {', '.join(policy.roles)}")
-        given = (*(self.feedback.signals if self.feedback else ()), *RECORDS, "real")
+        given = (*(self.feedback.signals if self.feedback else ()), *RECORDS, *REAL)
         for update in self.updates:
             if lacking := set(update.loss.requires) - set(given):
                 raise ValueError(f"the loss of {update.name!r} requires {sorted(lacking)}; there are {', '.join(given)}")

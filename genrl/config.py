@@ -116,12 +116,14 @@ class Data:
         held_out: prompt file or built-in set to judge on.
         prompts: prompts a round, over all processes.
         group_size: samples per prompt.
+        repeat: how often prompts of a category are in an epoch, 1 if not named: more of what is hard, less of what always succeeds.
     """
 
     train: str = "shapes/train"
     held_out: str = "shapes/held_out"
     prompts: int = 8
     group_size: int = 16
+    repeat: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -114,6 +114,21 @@ def load_images(folder: str | Path, count: int, size: tuple[int, int]) -> torch.
             fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
         images.append(torch.from_numpy(np.asarray(fitted, np.float32) / 255).permute(2, 0, 1))
     return torch.stack(images)
+
+
+def repeated(prompts: Sequence[Prompt], times: Mapping[str, int]) -> list[int]:
+    """Indices of prompts, each as often as its category is in an epoch: ``times``, 1 for a category not named, 0 leaves it out.
+
+    Raises:
+        PromptError: a category that no prompt has, or nothing left.
+    """
+    if unknown := times.keys() - {prompt.category for prompt in prompts}:
+        known = ", ".join(sorted({prompt.category for prompt in prompts}))
+        raise PromptError(f"data.repeat names {', '.join(map(repr, sorted(unknown)))}; the categories of the prompts are: {known}")
+    found = [index for index, prompt in enumerate(prompts) for _ in range(times.get(prompt.category, 1))]
+    if not found:
+        raise PromptError("data.repeat leaves no prompt to learn on; repeat at least one category")
+    return found
 
 
 def prompts_of_round(total: int, per_round: int, seed: int, round_: int) -> list[int]:

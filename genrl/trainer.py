@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from genrl import checkpoint, config, seeds
-from genrl.algorithm import Algorithm, Feedback, View
+from genrl.algorithm import REAL, Algorithm, Feedback, View
 from genrl.data import PromptSet, prompts_of_round
 from genrl.evaluation.judging import Protocol, judge_images
 from genrl.learner import Learner
@@ -32,15 +32,15 @@ from genrl.types import Batch, Trajectory
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: prompts to train on, prompts to judge on, rewards with weights, what judges, and latents of real images
-    ``[N, ...]`` for losses that compare with them."""
+    """What is learned: prompts to train on, prompts to judge on, rewards with weights, what judges, and real images for
+    losses that compare with them, by the name of the signal (``REAL``): ``[N, ...]``, uint8 stands for [0, 1]."""
 
     train: PromptSet
     held_out: PromptSet
     rewards: RewardPool
     weights: Mapping[str, float]
     judges: RewardPool
-    real: Tensor | None = None
+    real: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fit(
@@ -164,8 +164,8 @@ class Loop:
             record=[name for name in RECORDS if name in algorithm.requires],
         )
         signal = dict(trajectory.recorded)
-        if "real" in algorithm.requires:
-            signal["real"] = self._real(trajectory.sample).to(trajectory.x0.device)
+        for name in sorted(algorithm.requires.intersection(REAL)):
+            signal[name] = self._real(name, trajectory.sample).to(trajectory.x0.device)
         metrics = {}
         self.counters["images_seen"] += algorithm.prompts * size
         if algorithm.feedback is not None:
@@ -173,12 +173,14 @@ class Loop:
             signal |= judged
         return Batch(trajectory.group, trajectory.sample, trajectory.x0, trajectory.cond, signal, prompts=trajectory.prompts), metrics
 
-    def _real(self, sample: Tensor) -> Tensor:
-        """Latents of real images, one for each sample, drawn anew each round."""
-        if self.task.real is None:
-            raise ValueError("the losses compare with real images; give the task some")
+    def _real(self, name: str, sample: Tensor) -> Tensor:
+        """Real images, one for each sample, drawn anew each round; float32."""
+        if name not in self.task.real:
+            raise ValueError(f"the losses compare with {name!r}, of which the task has none")
+        every = self.task.real[name]
         uniform = seeds.uniform((self.run.seed, seeds.REAL, self.round), sample.tolist())
-        return self.task.real[(uniform * len(self.task.real)).long()]
+        chosen = every[(uniform * len(every)).long()]
+        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
 
     def _score(self, feedback: Feedback, trajectory: Trajectory, rows: PromptSet) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Rewards of this process's samples, made into signals together with everyone's."""

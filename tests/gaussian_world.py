@@ -59,6 +59,8 @@ def gaussian_policy(roles: dict[str, tuple[float, float]], networks: dict[str, n
 def batch_of(count: int, states: Tensor, predictions: Tensor | None = None, real: Tensor | None = None, seed: int = 0) -> Batch:
     """A batch of recorded states ``[B, T, 1, 2, 2]``; finished samples are the last predictions."""
     predictions = states if predictions is None else predictions
-    signal = {"states": states, "predictions": predictions} | ({} if real is None else {"real": real})
+    signal = {"states": states, "predictions": predictions} | (
+        {} if real is None else {"real_latents": real, "real_images": real.expand(-1, 3, -1, -1).sigmoid()}
+    )
     order = torch.arange(count)
     return Batch(order, order, predictions[:, -1], Conditioning(torch.zeros(count, 1, 1), torch.zeros(count, 1)), signal, (seed, 1))

@@ -106,14 +106,14 @@ def test_an_update_may_teach_two_roles_from_one_loss():
 
 def test_without_feedback_a_sample_needs_no_siblings_and_signals_come_from_the_rollout():
     class Reads:
-        requires = ("states", "predictions", "real")
+        requires = ("states", "predictions", "real_images")
 
         def __call__(self, who, batch):
             raise AssertionError
 
     free = replace(GOOD, feedback=None, group_size=1, updates=(Update(ACTOR, Reads(), 1e-3),))
     free.validate(policy(ACTOR, OLD, REF))
-    assert free.requires == {"states", "predictions", "real"}
+    assert free.requires == {"states", "predictions", "real_images"}
     with pytest.raises(ValueError, match=r"requires \['reward', 'valid'\]; there are states"):
         replace(free, updates=(Update(ACTOR, WeightedMatching("outcome"), 1e-3),)).validate(policy(ACTOR, OLD, REF))
     with pytest.raises(ValueError, match="every_rounds"):

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from genrl.data import PromptError, load_images, load_prompts, prompts_of_round
+from genrl.data import PromptError, load_images, load_prompts, prompts_of_round, repeated
+from genrl.types import Prompt
 
 
 def test_three_formats_say_the_same(tmp_path):
@@ -63,3 +64,13 @@ def test_real_images_are_cropped_and_read_in_order(tmp_path):
     assert images[0, 0].mean() > 0.9 and images[1, 1].mean() > 0.9, "a before b"
     with pytest.raises(PromptError, match="no pictures"):
         load_images(tmp_path / "nowhere", 2, (16, 16))
+
+
+def test_categories_can_be_repeated_or_left_out():
+    prompts = [Prompt("a", "easy"), Prompt("b", "hard"), Prompt("c", "hard"), Prompt("d", "other")]
+    assert repeated(prompts, {}) == [0, 1, 2, 3]
+    assert repeated(prompts, {"hard": 2, "easy": 0}) == [1, 1, 2, 2, 3]
+    with pytest.raises(PromptError, match=r"'eazy'; the categories of the prompts are: easy, hard, other"):
+        repeated(prompts, {"eazy": 2})
+    with pytest.raises(PromptError, match="no prompt"):
+        repeated(prompts[:1], {"easy": 0})

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,10 @@ import torch
 from accelerate import Accelerator
 
 from genrl import config
-from genrl.algorithm import Algorithm
+from genrl.algorithm import REAL, Algorithm
 from genrl.chain import Chain, RenoiseChain
 from genrl.checkpoint import CheckpointError
-from genrl.data import PromptError, PromptSet, load_images, load_prompts
+from genrl.data import PromptError, PromptSet, load_images, load_prompts, repeated
 from genrl.evaluation.report import write_report
 from genrl.evaluation.summary import summarise
 from genrl.learner import TrainingError
@@ -56,6 +56,7 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     """
     # the cheap checks come first: nothing is loaded for a run that cannot start
     train, held_out = load_prompts(settings.data.train), load_prompts(settings.data.held_out)
+    train = [train[i] for i in repeated(train, getattr(settings.data, "repeat", {}))]
     rewards, weights, judges, names = load_rewards(settings.rewards)
     folder = Path(settings.run.folder) / settings.run.name
     tracker = None if settings.run.tracker == "none" else settings.run.tracker
@@ -71,7 +72,8 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     cond = model.encode(texts)
     model.release_encoders()
     sets = [PromptSet(prompts, cond.index(torch.tensor([rows[p.text] for p in prompts]))) for prompts in (train, held_out)]
-    real = load_real(settings.data.real, settings.data.real_images, model) if "real" in algorithm.requires else None
+    wanted = algorithm.requires.intersection(REAL)
+    real = load_real(settings.data.real, settings.data.real_images, model, wanted) if wanted else {}
     task = Task(*sets, rewards=rewards, weights=weights, judges=judges, real=real)
     flat = config.flatten(settings)
     algorithm.validate(policy)
@@ -139,14 +141,24 @@ def student_steps(chain: Chain) -> int:
     return len(chain.sigmas) - 1 if isinstance(chain, RenoiseChain) else 0
 
 
-def load_real(source: str, count: int, model: DiffusersModel) -> torch.Tensor:
-    """Latents ``[N, C, h, w]`` of real images: a folder's, or pictures of the shapes world."""
+def load_real(source: str, count: int, model: DiffusersModel, wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """Real images, a folder's or pictures of the shapes world, as the signals ``REAL``.
+
+    Images are decoded encodings, once and for all: a discriminator would tell raw ones by the autoencoder's fingerprints.
+    """
     if source == "shapes":
         rng = np.random.default_rng(20)
         images = torch.from_numpy(np.stack([render(random_scene(rng)) for _ in range(count)]))
     else:
         images = load_images(source, count, model.size)
-    return torch.cat([model.encode_images(part) for part in images.split(32)])
+    latents, decoded = [], []
+    for part in images.split(32):
+        latents.append(model.encode_images(part))
+        if "real_images" in wanted:
+            with torch.no_grad():
+                decoded.append((model.decode(latents[-1]) * 255).round().byte().cpu())
+    found = {"real_latents": torch.cat(latents).cpu(), "real_images": torch.cat(decoded) if decoded else torch.empty(0)}
+    return {name: found[name] for name in wanted}
 
 
 def load_model(settings: config.Model, device: torch.device) -> DiffusersModel:

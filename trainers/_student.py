@@ -12,7 +12,7 @@ from genrl.algorithm import Update, View
 from genrl.chain import OdeChain, RenoiseChain, check_grid
 from genrl.losses import Loss
 from genrl.losses.distribution_matching import DistributionMatching, Renoise, ScoreMatching
-from genrl.losses.noise import SigmaDensity
+from genrl.losses.noise import Levels, SigmaDensity
 from genrl.losses.student import FAKE, StudentSteps
 from genrl.models._diffusers import DiffusersModel
 from genrl.policy import ACTOR, REF
@@ -85,15 +85,13 @@ class Matching:
     """Distribution matching; see genrl.losses.distribution_matching.
 
     Args:
-        low: lowest re-noise level, before the shift.
-        high: highest.
-        shift: moves re-noise levels towards noise.
+        low: earliest re-noise time: 0 is data, 1 noise, in the time that the model was trained by.
+        high: latest.
         renoise: the range of re-noise levels.
     """
 
     low: float = 0.02
     high: float = 0.98
-    shift: float = 1.0
     renoise: Renoise = "full"
 
 
@@ -105,16 +103,14 @@ class Fake:
         lr: learning rate.
         passes: its passes over a round's samples for each of the student's: the two time scales.
         target: what it regresses.
-        sigma: law of its noise levels.
-        shift: moves them towards noise.
+        sigma: law of its noise levels: uniform in the time that the model was trained by, or logit-normal.
         weight_decay: of AdamW.
     """
 
     lr: float = 1e-6
     passes: int = 1
     target: Literal["velocity", "eps"] = "velocity"
-    sigma: Literal["uniform", "logit_normal"] = "logit_normal"
-    shift: float = 1.0
+    sigma: Literal["model", "logit_normal"] = "model"
     weight_decay: float = 0.01
 
 
@@ -187,12 +183,12 @@ def views(settings: Teacher, model: DiffusersModel, role: str) -> tuple[View, ..
     return tuple(found)
 
 
-def matching_loss(settings: Matching, teacher: Teacher, steps: StudentSteps) -> DistributionMatching:
-    return DistributionMatching(steps, teacher.guidance, settings.low, settings.high, settings.shift, settings.renoise)
+def matching_loss(settings: Matching, teacher: Teacher, steps: StudentSteps, levels: Levels) -> DistributionMatching:
+    return DistributionMatching(steps, teacher.guidance, levels, settings.low, settings.high, settings.renoise)
 
 
-def fake_loss(settings: Fake, steps: StudentSteps) -> ScoreMatching:
-    return ScoreMatching(steps, SigmaDensity(settings.sigma, shift=settings.shift), settings.target)
+def fake_loss(settings: Fake, steps: StudentSteps, levels: Levels) -> ScoreMatching:
+    return ScoreMatching(steps, SigmaDensity(settings.sigma, levels=levels), settings.target)
 
 
 def fake_update(settings: Fake, learning: Learning, loss: Loss, until_round: int = 0, also: tuple[str, ...] = ()) -> Update:

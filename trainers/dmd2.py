@@ -21,6 +21,7 @@ from genrl.chain import RenoiseChain
 from genrl.discriminator import LatentHead
 from genrl.losses.adversarial import DISCRIMINATOR, LatentDiscrimination, LatentGan
 from genrl.losses.combined import Combined
+from genrl.losses.noise import Levels, SigmaDensity
 from genrl.losses.student import FAKE, StudentSteps
 from genrl.models._diffusers import DiffusersModel
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
@@ -73,15 +74,15 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
             "the latent GAN goes back through fake and student at once, which adapters under gradient checkpointing cannot: "
             "set model.gradient_checkpointing false, model.tune full, or gan.student_weight 0"
         )
-    sigmas = student.grid(model, settings.sampling)
+    sigmas, levels = student.grid(model, settings.sampling), Levels(model.levels)
     every = StudentSteps(sigmas, tuple(range(len(sigmas) - 1)))
-    losses = [(student.matching_loss(settings.matching, settings.teacher, every), 1.0)]
-    scores = [(student.fake_loss(settings.fake, every), 1.0)]
+    losses = [(student.matching_loss(settings.matching, settings.teacher, every, levels), 1.0)]
+    scores = [(student.fake_loss(settings.fake, every, levels), 1.0)]
     networks, also = {}, ()
     if gan.student_weight:
         networks[DISCRIMINATOR] = LatentHead(model.feature_width, model.feature_side, gan.width).to(model.device)
-        losses.append((LatentGan(every), gan.student_weight))
-        scores.append((LatentDiscrimination(every), gan.fake_weight))
+        losses.append((LatentGan(every, SigmaDensity("model", levels=levels)), gan.student_weight))
+        scores.append((LatentDiscrimination(every, SigmaDensity("model", levels=levels)), gan.fake_weight))
         also = (DISCRIMINATOR,)
     updates = (
         student.fake_update(settings.fake, learning, Combined(scores), also=also),

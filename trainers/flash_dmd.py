@@ -27,6 +27,7 @@ from genrl.discriminator import PixelDiscriminator
 from genrl.losses.adversarial import DISCRIMINATOR, Origin, PixelDiscrimination, PixelGan
 from genrl.losses.combined import Combined
 from genrl.losses.latent_reward import LATENT_REWARD
+from genrl.losses.noise import Levels
 from genrl.losses.preference import ANCHOR, LatentPreference, LatentRanker, PixelRanker, Ranker
 from genrl.losses.student import FAKE, StudentSteps, early
 from genrl.models._diffusers import DiffusersModel
@@ -137,15 +138,15 @@ class Config:
 def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolicy]:
     """The algorithm and the policy it trains."""
     gan, rl, learning = settings.gan, settings.rl, settings.actor
-    sigmas = student.grid(model, settings.sampling)
+    sigmas, levels = student.grid(model, settings.sampling), Levels(model.levels)
     count = len(sigmas) - 1
     late = StudentSteps(sigmas, tuple(range(max(count - gan.late, 0), count)))
     noisy = StudentSteps(sigmas, early(count, gan.late) if gan.weight else tuple(range(count)))
     stage_1_ends = rl.start_round if rl.mode == "sequential" else 0
 
-    matching = student.matching_loss(settings.matching, settings.teacher, noisy)
+    matching = student.matching_loss(settings.matching, settings.teacher, noisy, levels)
     losses = [(matching, 1.0)]
-    updates = [student.fake_update(settings.fake, learning, student.fake_loss(settings.fake, noisy), stage_1_ends)]
+    updates = [student.fake_update(settings.fake, learning, student.fake_loss(settings.fake, noisy, levels), stage_1_ends)]
     networks = {}
     if gan.weight:
         backbone = load_backbone(gan.backbone, gan.source)

@@ -95,13 +95,13 @@ class PixelDiscrimination:
     """The discriminator's side: real images against the student's recorded predictions at its low-noise steps."""
 
     steps: StudentSteps
-    requires = ("predictions", "real")
+    requires = ("predictions", "real_images")
     roles = (DISCRIMINATOR,)
 
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
         with torch.no_grad():
             y = at(batch.signal["predictions"], self.steps.pick(batch))
-            images = policy.decode(torch.cat([batch.signal["real"], y]))
+            images = torch.cat([batch.signal["real_images"], policy.decode(y)])
         real, fake = policy.networks[DISCRIMINATOR](images).chunk(2)
         return LossOutput(hinge(real, fake), {"discriminator/accuracy": accuracy(real, fake).detach()})
 
@@ -128,12 +128,12 @@ class LatentDiscrimination:
 
     steps: StudentSteps
     density: SigmaDensity = field(default_factory=SigmaDensity)
-    requires = ("predictions", "real")
+    requires = ("predictions", "real_latents")
     roles = (FAKE, DISCRIMINATOR)
 
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
         fake = latent_logits(policy, batch, at(batch.signal["predictions"], self.steps.pick(batch)), self.density, 6)
-        real = latent_logits(policy, batch, batch.signal["real"], self.density, 8)
+        real = latent_logits(policy, batch, batch.signal["real_latents"], self.density, 8)
         loss = F.softplus(fake).mean() + F.softplus(-real).mean()
         return LossOutput(loss, {"discriminator/accuracy": accuracy(real, fake).detach()})
 

@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genrl import path, seeds
-from genrl.losses.noise import SigmaDensity
+from genrl import seeds
+from genrl.losses.noise import Levels, SigmaDensity
 from genrl.losses.student import FAKE, StudentSteps, at, predict
 from genrl.path import add_noise, to_x0, velocity_target
 from genrl.policy import ACTOR, REF, FlowPolicy
@@ -48,8 +48,8 @@ class DistributionMatching:
     Args:
         steps: the student's steps it acts on: in Flash-DMD the high-noise ones, in DMD2 all.
         guidance: of the teacher; the fake has none.
-        low, high: bounds of the re-noise level tau, before the shift (DMD2: .02 to .98).
-        shift: of the re-noise level; SenseFlow draws through SD3's shifted table.
+        levels: the model's own time, in which the re-noise level tau is uniform (DMD2 for SDXL, SenseFlow for SD3).
+        low, high: bounds of that time (DMD2: .02 to .98).
         renoise: ``full`` between the bounds (DMD2, the default); ``above_next`` only above the level at which the student re-noises
             this prediction anyway (TDM); ``student_steps`` at the levels of the student's own steps. Algorithm 1 of Flash-DMD
             leaves open which is meant.
@@ -57,16 +57,16 @@ class DistributionMatching:
 
     steps: StudentSteps
     guidance: float = 1.0
+    levels: Levels = field(default_factory=Levels)
     low: float = 0.02
     high: float = 0.98
-    shift: float = 1.0
     renoise: Renoise = "full"
     requires = ("states",)
     roles = (ACTOR, FAKE, REF)
 
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high <= 1:
-            raise ValueError(f"re-noise levels must lie within (0, 1], low below high; got {self.low} to {self.high}")
+            raise ValueError(f"re-noise times must lie within (0, 1], low below high; got {self.low} to {self.high}")
 
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
         step = self.steps.pick(batch)
@@ -90,15 +90,13 @@ class DistributionMatching:
     def _levels(self, batch: Batch, step: Tensor) -> Tensor:
         uniform = seeds.uniform((*batch.stream, 0), batch.sample.tolist()).to(batch.x0.device)
         if self.renoise == "student_steps":
-            levels = torch.tensor(self.steps.sigmas[:-1], device=uniform.device).clamp(max=self.high)
+            highest = float(self.levels(torch.tensor([self.high])))
+            levels = torch.tensor(self.steps.sigmas[:-1], device=uniform.device).clamp(max=highest)
             return levels[(uniform * len(levels)).long()]
-        low = torch.full_like(uniform, float(path.shift(self.low, self.shift)))
+        low = torch.full_like(uniform, self.low)
         if self.renoise == "above_next":
-            low = torch.maximum(low, self.steps.after(step).clamp(max=self.high - 1e-3))
-        # shifting is monotone: the bounds are drawn between in its own coordinate
-        unshift = 1.0 / self.shift
-        low, high = path.shift(low, unshift), self.high
-        return torch.as_tensor(path.shift(low + (high - low) * uniform, self.shift))
+            low = torch.maximum(low, self.levels.time(self.steps.after(step)).clamp(max=self.high - 1e-3))
+        return self.levels(low + (self.high - low) * uniform)
 
 
 @dataclass(frozen=True)

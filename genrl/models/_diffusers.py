@@ -153,6 +153,11 @@ class DiffusersModel(ABC):
     def pooled_width(self) -> int:
         """Width of a ``Conditioning``'s pooled embedding."""
 
+    @property
+    @abstractmethod
+    def levels(self) -> tuple[float, ...]:
+        """Noise levels, rising, evenly spaced in the time that the model was trained by."""
+
     @abstractmethod
     def sigmas(self, steps: int) -> tuple[float, ...]:
         """The levels, ``steps + 1`` of them and falling, that the pipeline itself goes through in so many steps."""

@@ -78,6 +78,10 @@ class SD3(DiffusersModel):
         tokens = input_of(network.norm_out, lambda: self._answer(network, x, sigma, cond, skip_layers=later))
         return tokens.float().transpose(1, 2).unflatten(2, (x.shape[2] // patch, x.shape[3] // patch))
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return tuple(reversed(trailing_grid(1000, self.pipeline.scheduler.config.shift)))
+
     def sigmas(self, steps: int) -> tuple[float, ...]:
         """The scheduler's own grid for so many steps: ``steps + 1`` levels from 1 to 0."""
         scheduler = copy.deepcopy(self.pipeline.scheduler)

@@ -128,6 +128,10 @@ class SDXL(DiffusersModel):
         later: Any = network.up_blocks
         return input_of(later[0], lambda: self._answer(network, to_vp(x, sigma), sigma, cond)).float()
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        return tuple(self._table.tolist())
+
     def sigmas(self, steps: int) -> tuple[float, ...]:
         """The levels of the pipeline's ``EulerDiscreteScheduler`` (or of one built from the scheduler it has), the last one 0.
 

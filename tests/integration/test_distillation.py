@@ -85,7 +85,7 @@ def test_lora_keeps_one_base_for_teacher_student_and_fake(tmp_path):
         ("flash_dmd", {"gan__backbone": "sam", "gan__source": "/no/such/sam"}, "/no/such/sam"),
         ("flash_dmd", {"data__real": "/no/pictures"}, "/no/pictures"),
         ("flash_dmd", {"rewards__judges": "[]"}, "rewards.judges is empty"),
-        ("flash_dmd", {"matching__low": 0}, "re-noise levels"),
+        ("flash_dmd", {"matching__low": 0}, "re-noise times"),
         ("dmd2", {"model__tune": "lora", "model__gradient_checkpointing": True}, "gan.student_weight 0"),
     ],
 )

@@ -3,7 +3,7 @@ import torch
 from gaussian_world import batch_of, gaussian_policy
 
 from genrl.losses.distribution_matching import DistributionMatching, ScoreMatching, surrogate
-from genrl.losses.noise import SigmaDensity
+from genrl.losses.noise import Levels, SigmaDensity
 from genrl.losses.student import FAKE, StudentSteps, early
 from genrl.policy import ACTOR, REF
 
@@ -88,23 +88,34 @@ def test_no_gradient_reaches_teacher_or_fake():
     assert all(p.grad is not None for p in policy.parameters(ACTOR))
 
 
-@pytest.mark.parametrize(
-    ("renoise", "shift"), [("full", 1.0), ("full", 3.0), ("above_next", 1.0), ("above_next", 3.0), ("student_steps", 1.0)]
-)
-def test_re_noise_levels_keep_their_range(renoise, shift):
-    loss = DistributionMatching(NOISY, low=0.02, high=0.98, shift=shift, renoise=renoise)
+SHIFTED = Levels(tuple(3 * t / (1 + 2 * t) for t in torch.linspace(0, 1, 1001).tolist()))
+
+
+@pytest.mark.parametrize("levels", [Levels(), SHIFTED])
+@pytest.mark.parametrize("renoise", ["full", "above_next", "student_steps"])
+def test_re_noise_levels_keep_their_range(renoise, levels):
+    loss = DistributionMatching(NOISY, levels=levels, renoise=renoise)
     batch = batch_of(2000, torch.zeros(2000, 4, 1, 2, 2))
     step = NOISY.pick(batch)
     tau = loss._levels(batch, step)
-    top = 3 * 0.98 / (1 + 2 * 0.98) if shift == 3 else 0.98
-    assert tau.max() <= top + 1e-6 and tau.min() >= 0.02 - 1e-6
+    low, top = levels(torch.tensor([0.02, 0.98])).tolist()
+    assert tau.max() <= top + 1e-6 and tau.min() >= low - 1e-6
     assert set(step.tolist()) == {0, 1, 2}
     if renoise == "above_next":
         assert (tau >= NOISY.after(step) - 1e-5).all() and (tau < NOISY.after(step) + 0.1).any()
     elif renoise == "student_steps":
-        assert {round(t, 4) for t in tau.tolist()} == {0.98, 0.9, 0.75, 0.5}
+        assert {round(t, 3) for t in tau.tolist()} == {round(top, 3), 0.9, 0.75, 0.5}
     else:
-        assert tau.min() < (0.1 if shift == 1 else 0.2)
+        assert tau.min() < low + 0.05 and levels.time(tau).mean().item() == pytest.approx(0.5, abs=0.02), "uniform in the model's time"
+
+
+def test_a_models_time_and_back():
+    time = torch.tensor([0.0, 0.1234, 0.5, 0.98, 1.0])
+    assert torch.allclose(SHIFTED(time), 3 * time / (1 + 2 * time), atol=1e-5)
+    assert torch.allclose(SHIFTED.time(SHIFTED(time)), time, atol=1e-5)
+    assert Levels((0.2, 0.9))(torch.tensor([0.5])).item() == pytest.approx(0.55)
+    density = SigmaDensity("model", levels=SHIFTED)
+    assert density(torch.tensor([0.5])).item() == pytest.approx(0.75)
 
 
 def test_the_draws_of_a_sample_do_not_depend_on_its_minibatch():
@@ -157,5 +168,5 @@ def test_steps_are_of_the_sampler():
         StudentSteps(GRID, (4,))
     with pytest.raises(ValueError, match="at least one"):
         StudentSteps(GRID, ())
-    with pytest.raises(ValueError, match="re-noise levels"):
+    with pytest.raises(ValueError, match="re-noise times"):
         DistributionMatching(NOISY, low=0.5, high=0.4)

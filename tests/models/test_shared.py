@@ -1,5 +1,6 @@
 """What both adapters do alike: feature maps, and being found by what a folder says it is."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from tiny_sd3 import tiny_sd3
 from tiny_sdxl import tiny_sdxl
 
 from genrl.chain import RenoiseChain
+from genrl.losses.noise import Levels
 from genrl.models import load_generator
 from genrl.models.sd3 import SD3, ModelError
 from genrl.models.sdxl import SDXL
@@ -151,3 +153,10 @@ def test_an_exported_student_needs_plain_diffusers_and_a_number_of_steps(folder,
     fresh = lambda step: torch.randn(1, *model.latent_shape, generator=repeated)  # noqa: E731
     ours = denoise(policy, chain, start(noise, chain.sigmas[0]), cond, role=ACTOR, guidance=1.0, noise=fresh)
     assert (theirs - ours).abs().max() < 5e-3 * theirs.abs().max()
+
+
+def test_levels_rise_in_the_models_own_time(folder):
+    model = load_generator(folder)
+    assert all(a < b for a, b in itertools.pairwise(model.levels)) and 0 <= model.levels[0] < 0.05
+    times = Levels(model.levels).time(torch.tensor(model.student_sigmas(4)[:-1]))
+    assert times.tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25], abs=2e-3), "a student's steps are even in it"
