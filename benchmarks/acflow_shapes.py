@@ -12,42 +12,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 
+from _results import RESULTS, ROOT, provenance, save, spread, train, write_readme
 from PIL import Image, ImageDraw
-from scipy import stats
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
-BEGIN, END = "<!-- results: acflow_shapes -->", "<!-- end -->"
 FIGURES = ("judge_before", "judge_after", "judge_gain", "diversity_kept", "w2", "wall_s")
 
 
 def one(config: str, seed: int) -> dict:
     """Run a seed, or take it from a finished run folder."""
-    name = f"bench_{config}_seed{seed}"
-    folder = ROOT / "runs" / name
-    if not (folder / "summary.json").exists():
-        trainer = [str(ROOT / "trainers" / "ac_flow.py"), "--config", str(ROOT / "configs" / "ac_flow" / f"{config}.yaml")]
-        command = [sys.executable, *trainer, "--run.name", name, "--run.folder", str(ROOT / "runs"), "--run.seed", str(seed)]
-        subprocess.run(command, check=True, cwd=ROOT)
+    folder = ROOT / "runs" / f"bench_{config}_seed{seed}"
+    train("ac_flow", ROOT / "configs" / "ac_flow" / f"{config}.yaml", folder, seed)
     summary = json.loads((folder / "summary.json").read_text())
     summary["diversity_kept"] = summary["diversity_after"] / summary["diversity_before"]
-    versions = json.loads((folder / "versions.json").read_text())
-    versions["command"] = f"python benchmarks/acflow_shapes.py --config {config}"
+    versions = provenance(folder, f"python benchmarks/acflow_shapes.py --config {config}")
     return {"seed": seed, "summary": summary, "versions": versions}
-
-
-def spread(values: list[float]) -> dict:
-    """Mean over seeds and its 95 % t interval; no interval for one seed."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
-        return {"mean": mean, "ci95": None}
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return {"mean": mean, "ci95": [mean - half, mean + half]}
 
 
 def picture(config: str, seed: int, path: Path) -> None:
@@ -94,13 +74,6 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def write_readme() -> None:
-    path = ROOT / "README.md"
-    head, rest = path.read_text().split(BEGIN)
-    _, tail = rest.split(END)
-    path.write_text(f"{head}{BEGIN}\n{table()}\n{END}{tail}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="shapes")
@@ -110,12 +83,10 @@ def main() -> None:
     if not args.readme:
         rows = [one(args.config, seed) for seed in args.seeds]
         figures = {name: spread([row["summary"][name] for row in rows]) for name in FIGURES}
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        content = {"figures": figures, "seeds": args.seeds, "rows": rows}
-        (RESULTS / f"{args.config}.json").write_text(json.dumps(content, indent=1) + "\n")
+        save(RESULTS / f"{args.config}.json", {"figures": figures, "seeds": args.seeds, "rows": rows})
         if args.config == "shapes":
             picture(args.config, args.seeds[0], ROOT / "docs" / "images" / "demo.png")
-    write_readme()
+    write_readme("acflow_shapes", table())
 
 
 if __name__ == "__main__":

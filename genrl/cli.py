@@ -49,9 +49,10 @@ def sample(args: argparse.Namespace) -> None:
     from genrl.policy import ACTOR, Copies, FlowPolicy
     from genrl.rollout import decode, rollout
     from genrl.types import Prompt
-    from genrl.worlds.shapes import PIPELINE
+    from genrl.worlds.shapes import PIPELINES
 
-    model = load_generator(str(PIPELINE), t5=False, max_sequence_length=1) if args.model == "shapes" else load_generator(args.model)
+    embedded = {"t5": False, "max_sequence_length": 1} if args.model in PIPELINES else {}
+    model = load_generator(str(PIPELINES.get(args.model, args.model)), **embedded)
     policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
     texts = [text for text in args.prompts for _ in range(args.images)]
     numbers = list(range(len(texts)))

@@ -52,11 +52,18 @@ class Storage(Protocol):
 
 
 class Copies:
-    """Every role is a full copy of the network; only trained roles ever change."""
+    """Every role is a full copy of the network, or a given one; only trained roles ever change."""
 
-    def __init__(self, network: nn.Module, roles: tuple[str, ...], trained: tuple[str, ...] = (ACTOR,)):
+    def __init__(
+        self,
+        network: nn.Module,
+        roles: tuple[str, ...],
+        trained: tuple[str, ...] = (ACTOR,),
+        given: Mapping[str, nn.Module] | None = None,
+    ):
         self.roles = roles
-        self._networks = {role: network if role == roles[0] else copy.deepcopy(network) for role in roles}
+        given = given or {}
+        self._networks = {role: given.get(role) or (network if role == roles[0] else copy.deepcopy(network)) for role in roles}
         for role, net in self._networks.items():
             net.requires_grad_(role in trained)
             net.eval()

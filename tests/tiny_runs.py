@@ -37,7 +37,13 @@ TINY_STUDENT = {
     "teacher.steps": 3,
     "teacher.curve": [1, 2],
 }
-TRAINERS = {"ac_flow": TINY, "flash_dmd": TINY_STUDENT, "dmd2": {**TINY_STUDENT, "fake_per_student": 2}}
+TINY_HEAD = {key: value for key, value in TINY.items() if key.startswith(("run.", "data.", "sampling."))}
+TRAINERS = {
+    "ac_flow": TINY,
+    "latent_reward": {**TINY_HEAD, "head.width": 16, "head.passes": 1},
+    "flash_dmd": TINY_STUDENT,
+    "dmd2": {**TINY_STUDENT, "fake_per_student": 2},
+}
 
 
 def arguments(folder: Path, name: str = "tiny", trainer: str = "ac_flow", **changes) -> list[str]:
@@ -71,7 +77,7 @@ def arguments_folder(arguments: list[str]) -> str:
 def run_here(arguments: list[str]) -> None:
     """Run to the end in this process, which saves the start of another one."""
     trainer = import_module(f"genrl.trainers.{Path(arguments[1]).parent.name}")
-    launch(trainer.Config, trainer.build, arguments)
+    launch(trainer.Config, trainer.build, arguments, getattr(trainer, "finish", None))
 
 
 def run(arguments: list[str], processes: int = 0, module: bool = False) -> str:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from genrl.models._diffusers import DiffusersModel, ModelError, lora_config
 from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
 from genrl.reward import RewardError, RewardPool, load_reward
 from genrl.trainer import Task, fit
-from genrl.worlds.shapes import PIPELINE
+from genrl.worlds.shapes import PIPELINES
 from genrl.worlds.shapes.scenes import random_scene, render
 
 EXPECTED = (config.ConfigError, PromptError, ModelError, RewardError, CheckpointError, TrainingError, ValueError)
@@ -161,21 +161,29 @@ def load_real(source: str, count: int, model: DiffusersModel, wanted: Collection
     return {name: found[name] for name in wanted}
 
 
+def source_of(name: str) -> str:
+    """The folder of an embedded model; any other source as it is."""
+    return str(PIPELINES.get(name, name))
+
+
 def load_model(settings: config.Model, device: torch.device) -> DiffusersModel:
     options = asdict(settings)
-    shapes = settings.source == "shapes"
     frozen = torch.bfloat16 if settings.precision == "bf16" and settings.tune == "lora" else torch.float32
     kept = ("revision", "precision", "height", "width", "t5", "max_sequence_length", "gradient_checkpointing")
     options = {key: options[key] for key in kept}
-    return load_generator(str(PIPELINE) if shapes else settings.source, device=device, frozen_dtype=frozen, **options)
+    return load_generator(source_of(settings.source), device=device, frozen_dtype=frozen, **options)
 
 
 def storage_of(
-    settings: config.Model, model: DiffusersModel, roles: tuple[str, ...], trained: tuple[str, ...] = (ACTOR,)
+    settings: config.Model,
+    model: DiffusersModel,
+    roles: tuple[str, ...],
+    trained: tuple[str, ...] = (ACTOR,),
+    given: Mapping[str, torch.nn.Module] | None = None,
 ) -> Copies | Adapters:
-    """Roles as full copies or as LoRA adapters, as the settings say."""
+    """Roles as full copies or as LoRA adapters, as the settings say; ``given`` networks play their role themselves."""
     if settings.tune == "full":
-        return Copies(model.network, roles, trained)
+        return Copies(model.network, roles, trained, given)
     return Adapters(model.network, roles, lora_config(settings.lora.rank, settings.lora.alpha, settings.lora.targets), trained)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,10 @@ from genrl.losses import Loss
 from genrl.losses.distribution_matching import DistributionMatching, Renoise, ScoreMatching
 from genrl.losses.noise import Levels, SigmaDensity
 from genrl.losses.student import FAKE, StudentSteps
+from genrl.models import check_same_latents
 from genrl.models._diffusers import DiffusersModel
-from genrl.policy import ACTOR, REF
+from genrl.policy import ACTOR, REF, Adapters, Copies
+from genrl.trainers._launch import load_model, source_of, storage_of
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,16 @@ class Few:
 
 @dataclass(frozen=True)
 class Teacher:
-    """The frozen model that is distilled: the one that model.source names.
+    """The frozen model that is distilled.
 
     Args:
+        source: folder or hub id of another one than model.source, where the student starts; of the same latents and prompts.
         guidance: its classifier-free guidance, in distribution matching and where it is drawn; the student needs none.
         steps: its steps where it is drawn for comparison; 0 does not compare.
         curve: numbers of steps at which student and teacher are compared, an image of each prompt.
     """
 
+    source: str = ""
     guidance: float = 7.0
     steps: int = 28
     curve: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
@@ -170,6 +174,27 @@ ALARMS = (
 def grid(model: DiffusersModel, few: Few) -> tuple[float, ...]:
     """The student's levels, the last one 0."""
     return (*few.sigmas, 0.0) if few.sigmas is not None else model.student_sigmas(few.steps)
+
+
+def check_teacher(model: config.Model, teacher: Teacher) -> None:
+    """Raise if the student cannot learn from that teacher; nothing is loaded for it.
+
+    Raises:
+        ConfigError: LoRA, where student and teacher share one base; ModelError: other latents or prompts.
+    """
+    if not teacher.source:
+        return
+    if model.tune == "lora":
+        raise config.ConfigError("with model.tune lora, teacher and student share one base: leave teacher.source empty, or tune full")
+    check_same_latents(source_of(model.source), source_of(teacher.source))
+
+
+def storage(settings: config.Model, teacher: Teacher, model: DiffusersModel, roles: tuple[str, ...]) -> Copies | Adapters:
+    """Student and fake learn; the teacher is the model itself, or another one."""
+    given = {}
+    if teacher.source:
+        given[REF] = load_model(replace(settings, source=teacher.source), model.device).network
+    return storage_of(settings, model, roles, (ACTOR, FAKE), given)
 
 
 def views(settings: Teacher, model: DiffusersModel, role: str) -> tuple[View, ...]:

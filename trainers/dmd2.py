@@ -26,7 +26,7 @@ from genrl.losses.student import FAKE, StudentSteps
 from genrl.models._diffusers import DiffusersModel
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
 from genrl.trainers import _student as student
-from genrl.trainers._launch import launch, storage_of
+from genrl.trainers._launch import launch
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,9 @@ class Config:
     gan: Gan = field(default_factory=Gan)
     fake_per_student: int = 5
 
+    def __post_init__(self) -> None:
+        student.check_teacher(self.model, self.teacher)
+
 
 def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolicy]:
     """The algorithm and the policy it trains."""
@@ -102,7 +105,7 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
         views=student.views(settings.teacher, model, result),
         alarms=student.ALARMS,
     )
-    return algorithm, FlowPolicy(model, storage_of(settings.model, model, roles, (ACTOR, FAKE)), networks)
+    return algorithm, FlowPolicy(model, student.storage(settings.model, settings.teacher, model, roles), networks)
 
 
 if __name__ == "__main__":

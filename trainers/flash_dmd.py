@@ -35,7 +35,7 @@ from genrl.models.backbones import check_backbone, load_backbone
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
 from genrl.reward import RewardPool, load_reward
 from genrl.trainers import _student as student
-from genrl.trainers._launch import launch, storage_of
+from genrl.trainers._launch import launch
 from genrl.worlds.shapes import ASSETS
 
 SHAPES_REWARD = ASSETS / "latent_reward.safetensors"
@@ -134,6 +134,9 @@ class Config:
     gan: Gan = field(default_factory=Gan)
     rl: Rl = field(default_factory=Rl)
 
+    def __post_init__(self) -> None:
+        student.check_teacher(self.model, self.teacher)
+
 
 def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolicy]:
     """The algorithm and the policy it trains."""
@@ -182,7 +185,7 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
         views=student.views(settings.teacher, model, result),
         alarms=student.ALARMS,
     )
-    return algorithm, FlowPolicy(model, storage_of(settings.model, model, tuple(roles), (ACTOR, FAKE)), networks)
+    return algorithm, FlowPolicy(model, student.storage(settings.model, settings.teacher, model, tuple(roles)), networks)
 
 
 def ranker_of(rl: Rl, judges: config.Judges) -> Ranker:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from genrl.models._diffusers import DiffusersModel
 
 T5_OPTIONS = ("t5", "max_sequence_length")
+SHAPED_BY = ("in_channels", "sample_size", "joint_attention_dim", "cross_attention_dim", "pooled_projection_dim")
+"""Keys of a network's config that say what it is called with."""
 
 
 def load_generator(source: str, **options: Any) -> DiffusersModel:
@@ -21,21 +23,49 @@ def load_generator(source: str, **options: Any) -> DiffusersModel:
         ModelError: nothing there, no pipeline, or one of a class without adapter.
     """
     # diffusers takes seconds to import, so this module does not
-    from huggingface_hub import hf_hub_download
-
-    from genrl.models._diffusers import ModelError, folder_of, unloadable
+    from genrl.models._diffusers import ModelError
     from genrl.models.sd3 import SD3
     from genrl.models.sdxl import SDXL
 
     known = {model.pipeline_class.__name__: model for model in (SD3, SDXL)}
-    folder, index = folder_of(source), "model_index.json"
-    try:
-        path = folder / index if folder else Path(hf_hub_download(source, index, revision=options.get("revision")))
-        name = json.loads(path.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise unloadable(source, "a diffusers pipeline", error) from error
+    name = _read(source, "model_index.json", options.get("revision")).get("_class_name")
     if name not in known:
         raise ModelError(f"{source!r} is a {name}; there are adapters for {' and '.join(known)}")
     if known[name] is SDXL:
         options = {key: value for key, value in options.items() if key not in T5_OPTIONS}
     return known[name](source, **options)
+
+
+def check_same_latents(source: str, other: str) -> None:
+    """Raise ``ModelError`` unless two pipelines are of one class and their networks take the same latents and prompts.
+
+    Reads a few lines of JSON of each; no weights.
+    """
+    from genrl.models._diffusers import ModelError
+
+    found = []
+    for model in (source, other):
+        index = _read(model, "model_index.json")
+        part = "transformer" if "transformer" in index else "unet"
+        config = _read(model, f"{part}/config.json")
+        found.append({"pipeline": index.get("_class_name"), **{key: config.get(key) for key in SHAPED_BY if key in config}})
+    ours, theirs = found
+    keys = dict.fromkeys([*ours, *theirs])
+    differing = [f"{key}: {ours.get(key)} and {theirs.get(key)}" for key in keys if ours.get(key) != theirs.get(key)]
+    if differing:
+        raise ModelError(f"{source!r} and {other!r} do not take the same latents and prompts: {'; '.join(differing)}")
+
+
+def _read(source: str, name: str, revision: str | None = None) -> dict[str, Any]:
+    """A JSON file of a pipeline's folder or hub id."""
+    from huggingface_hub import hf_hub_download
+
+    from genrl.models._diffusers import folder_of, unloadable
+
+    folder = folder_of(source)
+    try:
+        path = folder / name if folder else Path(hf_hub_download(source, name, revision=revision))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {**found}
+    except (OSError, ValueError, TypeError) as error:
+        raise unloadable(source, "a diffusers pipeline", error) from error

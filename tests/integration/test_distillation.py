@@ -6,10 +6,12 @@ import pytest
 import tiny_runs
 import torch
 from safetensors.torch import load_file
+from tiny_sd3 import tiny_sd3
 
 from genrl.checkpoint import latest
+from genrl.worlds.shapes import PIPELINE
 
-RL = {"rl__start_round": 3, "rl__passes": 2}
+RL = {"rl__start_round": 3, "rl__passes": 2, "rl__rewards": '[{"name": "shapes_proxy"}]'}
 
 
 def tensors(folder):
@@ -53,6 +55,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(flash, tmp_path):
     assert (flash / "tiny" / "metrics.jsonl").read_bytes() == (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
 
 
+def test_a_latent_reward_is_trained_and_then_ranks(tmp_path):
+    tiny_runs.run_here(tiny_runs.arguments(tmp_path, trainer="latent_reward"))
+    lines = tiny_runs.metrics(tmp_path)
+    assert all(line["grad_norm/latent_reward"] > 0 and 0 <= line["latent_reward/ranked_right"] <= 1 for line in lines)
+    head = tmp_path / "tiny" / "latent_reward.safetensors"
+    changes = {**RL, "rl__rewards": "[]", "rl__latent_reward": str(head), "run__rounds": 4}
+    tiny_runs.run_here(tiny_runs.arguments(tmp_path, "ranked", trainer="flash_dmd", **changes))
+    assert tiny_runs.metrics(tmp_path, "ranked")[-1]["preference/margin"] >= 0
+
+
 def test_sequential_reinforcement_ends_the_distillation(tmp_path):
     tiny_runs.run_here(tiny_runs.arguments(tmp_path, trainer="flash_dmd", **RL, rl__mode="sequential"))
     lines = tiny_runs.metrics(tmp_path)
@@ -86,6 +98,8 @@ def test_lora_keeps_one_base_for_teacher_student_and_fake(tmp_path):
         ("flash_dmd", {"data__real": "/no/pictures"}, "/no/pictures"),
         ("flash_dmd", {"rewards__judges": "[]"}, "rewards.judges is empty"),
         ("flash_dmd", {"matching__low": 0}, "re-noise times"),
+        ("flash_dmd", {"teacher__source": "/no/teacher"}, "/no/teacher"),
+        ("flash_dmd", {"teacher__source": "shapes", "model__tune": "lora"}, "share one base"),
         ("dmd2", {"model__tune": "lora", "model__gradient_checkpointing": True}, "gan.student_weight 0"),
     ],
 )
@@ -95,3 +109,14 @@ def test_what_cannot_be_distilled_is_said(trainer, change, why, tmp_path, capsys
     message = capsys.readouterr().err
     assert why in message and message.count("error:") == 1
     assert not list((tmp_path / "tiny").glob("*.jsonl"))
+
+
+def test_another_teacher_of_the_same_latents(tmp_path, capsys):
+    """The student starts from one model and follows another; one of other latents is refused before anything is loaded."""
+    tiny_runs.run_here(tiny_runs.arguments(tmp_path, trainer="flash_dmd", teacher__source=str(PIPELINE), run__rounds=1))
+    assert tiny_runs.metrics(tmp_path)[0]["loss/actor"] > 0
+    other = tiny_sd3(tmp_path / "other")
+    with pytest.raises(SystemExit):
+        tiny_runs.run_here(tiny_runs.arguments(tmp_path, "other", trainer="flash_dmd", teacher__source=str(other)))
+    message = capsys.readouterr().err
+    assert "do not take the same latents and prompts: in_channels: 16 and 4" in message

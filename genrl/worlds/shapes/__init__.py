@@ -6,3 +6,7 @@ ASSETS = Path(__file__).parent / "assets"
 """Folder of what ``genrl.worlds.shapes.build`` made."""
 PIPELINE = ASSETS / "pipeline"
 """A diffusers folder: ``StableDiffusion3Pipeline.from_pretrained(PIPELINE)`` draws."""
+PIPELINE_SDXL = ASSETS / "pipeline_sdxl"
+"""The same of a ``StableDiffusionXLPipeline``."""
+PIPELINES = {"shapes": PIPELINE, "shapes_sdxl": PIPELINE_SDXL}
+"""Name in a config -> folder."""

@@ -64,7 +64,9 @@ def load_proxy(member: int) -> Proxy:
     path = ASSETS / "proxies" / f"{member}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"proxy {member} is not there; train the proxies: python -m genrl.worlds.shapes.build --stages proxies")
-    proxy = Proxy().requires_grad_(False).eval()
+    # loaded once and then remembered: what is initialised after it must not depend on whether it was
+    with torch.random.fork_rng(devices=[]):
+        proxy = Proxy().requires_grad_(False).eval()
     proxy.clip.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return proxy
 

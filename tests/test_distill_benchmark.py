@@ -1,0 +1,299 @@
+"""The table of distillation, on run folders that are made up: nothing is trained here."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from genrl import config
+from genrl.data import load_prompts
+from genrl.learner import Learner
+from genrl.policy import ACTOR
+from genrl.rollout import rollout
+from genrl.trainers import dmd2, flash_dmd
+from genrl.trainers._launch import load_model
+from genrl.types import Batch
+
+ROOT = Path(__file__).parents[1]
+PROMPTS, SMALL, IMAGES = 6, (0, 3, 5), 2
+
+
+@pytest.fixture(scope="module")
+def distill():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module("distill_shapes")
+
+
+@pytest.fixture(scope="module")
+def cost(distill):
+    return importlib.import_module("_cost")
+
+
+def evaluate(folder, name, round_, judge, shade=None, layout=0.2, features=0.3, images=IMAGES):
+    """An evaluation of constant scores, with pictures of random colours around a shade where it is a full one."""
+    full = shade is not None
+    chosen, count = range(PROMPTS) if full else SMALL, images if full else 1
+    several = full and count > 1
+    record = {
+        "round": round_,
+        "images_seen": 0,
+        "seed": 0,
+        "images_per_prompt": count,
+        "prompts": [{"prompt": f"prompt {i}", "category": "one"} for i in chosen],
+        "scores": {"shapes_judge": [[judge] * count for _ in chosen], "shapes_proxy": [[judge / 2] * count for _ in chosen]},
+        "diversity": {"layout": [layout] * len(chosen), "features of shapes_proxy": [features] * len(chosen)} if several else {},
+        "images": f"evaluations/{name}" if full else None,
+    }
+    (folder / "evaluations").mkdir(parents=True, exist_ok=True)
+    (folder / "evaluations" / f"{name}.json").write_text(json.dumps(record))
+    if full:
+        pictures, rng = folder / "evaluations" / name, np.random.default_rng(0)
+        pictures.mkdir()
+        for place in chosen:
+            colour = rng.integers(0, 60, 3) + shade
+            for image in range(count):
+                pixels = np.clip(colour + rng.integers(-20, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(pictures / f"{place:05d}-{image}.png")
+
+
+def make_up(bench, row, seed, judges, seconds=10.0, shade=60, layout=0.2, features=0.3):
+    """A finished run: small evaluations between a full one before and after, evenly spaced over its rounds and ``seconds``."""
+    folder = bench.folder(row, seed)
+    schema = {"dmd2": dmd2, "flash_dmd": flash_dmd}[bench.trainer(row)].Config
+    arguments = ["--config", str(bench.config(row)), *bench.overrides(row), f"--run.seed={seed}", f"--run.name={folder.name}"]
+    settings = config.load(schema, arguments)
+    rounds = [round(settings.run.rounds * k / (len(judges) - 1)) for k in range(len(judges))]
+    for number, (round_, judge) in enumerate(zip(rounds, judges, strict=True)):
+        ends = number in (0, len(rounds) - 1)
+        evaluate(folder, f"round-{round_:05d}", round_, judge, shade if ends else None, layout, features)
+    evaluate(folder, "teacher", rounds[-1], 0.8, 60)
+    evaluate(folder, "teacher-4", rounds[-1], 0.4, 120, images=1)
+    every = seconds / settings.run.rounds
+    (folder / "timing.jsonl").write_text("".join(f'{{"round": {r + 1}, "seconds": {every}}}\n' for r in range(settings.run.rounds)))
+    (folder / "config.yaml").write_text(config.dump(settings))
+    about = {"command": "trainers/x.py", "commit": "abc", "torch": "2", "diffusers": "0", "device": "cpu", "seed": seed}
+    (folder / "versions.json").write_text(json.dumps(about))
+    (folder / "summary.json").write_text(json.dumps({"judge": "shapes_judge", "proxy": "shapes_proxy"}))
+    return settings
+
+
+@pytest.fixture
+def finished(distill, tmp_path):
+    """Every row, two seeds."""
+    bench = distill.Bench("shapes", tmp_path)
+    for seed in (0, 1):
+        make_up(bench, "dmd2", seed, [0.1, 0.5, 0.7 + seed / 50], seconds=100, shade=100)
+        make_up(bench, "flash", seed, [0.1, 0.6, 0.72 + seed / 50, 0.7, 0.78 + seed / 50], seconds=60, layout=0.18)
+        make_up(bench, "flash_joint", seed, [0.1, 0.85], layout=0.175, features=0.1)
+        make_up(bench, "flash_then_rl", seed, [0.1, 0.82])
+        make_up(bench, "rl_alone", seed, [0.1, 0.3])
+    return bench
+
+
+def test_rows_and_columns(distill, finished):
+    content = distill.result(finished, [0, 1])
+    assert list(content["figures"]) == list(distill.ROWS)
+    figures = content["figures"]
+    assert figures["dmd2"]["judge"]["mean"] == pytest.approx(0.71)
+    low, high = figures["dmd2"]["judge"]["ci95"]
+    assert (high - low) / 2 == pytest.approx(12.7062 * 0.01, rel=1e-4), "t of one degree of freedom, times .02 / sqrt 2 / sqrt 2"
+    assert figures["dmd2"]["proxy"]["mean"] == pytest.approx(0.355) and figures["dmd2"]["seconds"]["mean"] == pytest.approx(100)
+    assert figures["teacher_28"]["judge"]["mean"] == 0.8 and figures["teacher_4"]["judge"]["mean"] == 0.4
+    assert figures["teacher_28"].keys() == {"judge", "proxy", "diversity", "diversity_features"}
+    assert figures["teacher_4"].keys() == {"judge", "proxy", "kid"}, "one image a prompt has no diversity"
+    assert figures["flash"]["kid"]["mean"] == pytest.approx(0, abs=1e-9), "its pictures are the teacher's here"
+    assert figures["dmd2"]["kid"]["mean"] > 0 and figures["teacher_4"]["kid"]["mean"] > 0
+    first, *_ = [record for record in content["rows"] if record["row"] == "flash" and record["seed"] == 1]
+    assert first["curve"] == [[0, 0.1], *([pytest.approx(s), pytest.approx(j)] for s, j in ((15, 0.6), (30, 0.74), (45, 0.7), (60, 0.8)))]
+    assert first["versions"]["command"] == "python benchmarks/distill_shapes.py" and first["versions"]["commit"] == "abc"
+
+
+def test_claims_on_made_up_runs(distill, finished):
+    found = distill.result(finished, [0, 1])["claims"]
+    assert found["A"]["reached_s"] == [pytest.approx(30)] * 2 and found["A"]["numbers"]["share of the seconds"]["mean"] == pytest.approx(
+        0.3
+    )
+    numbers = found["B"]["numbers"]
+    assert numbers["judge kept"]["mean"] == pytest.approx(0.79 / 0.8) and numbers["diversity kept"]["mean"] == pytest.approx(0.9)
+    numbers = found["C"]["numbers"]
+    assert numbers["lead over flash"]["mean"] == pytest.approx(0.06) and numbers["lead over rl_alone"]["mean"] == pytest.approx(0.55)
+    assert numbers["diversity of features kept"]["mean"] == pytest.approx(1 / 3), "told, but not decisive"
+    assert [claim["holds"] for claim in found.values()] == [True] * 3
+
+
+def records(**figures):
+    """Row -> (judge, diversity), as records of two seeds."""
+    rows = {}
+    for row, (judge, diversity) in figures.items():
+        own = {"judge": judge, "diversity": diversity, "diversity_features": 0.3, "seconds": 100.0}
+        rows[row] = [{"figures": own, "curve": [[0, 0.1], [40, judge - 0.1], [100, judge]]}] * 2
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("change", "broken"),
+    [
+        ({}, ""),
+        ({"dmd2": (0.79, 0.2)}, "A"),
+        ({"dmd2": (0.9, 0.2)}, "A"),  # never reached
+        ({"teacher_28": (0.85, 0.2)}, "B"),
+        ({"teacher_28": (0.8, 0.24)}, "B"),
+        ({"flash_joint": (0.84, 0.2)}, "C"),
+        ({"flash_joint": (0.9, 0.18)}, "C"),
+        ({"rl_alone": (0.95, 0.2)}, "C"),
+        ({"flash_then_rl": (0.95, 0.2)}, "C"),
+    ],
+)
+def test_a_claim_fails_where_it_should(distill, change, broken):
+    rows = {"dmd2": (0.7, 0.2), "teacher_28": (0.82, 0.2), "flash": (0.8, 0.2)}
+    rows |= {"flash_joint": (0.9, 0.2), "flash_then_rl": (0.85, 0.2), "rl_alone": (0.4, 0.2)}
+    found = distill.claims(records(**(rows | change)))
+    assert [name for name, claim in found.items() if not claim["holds"]] == list(broken)
+
+
+def test_claims_whose_rows_are_missing_are_left_out(distill):
+    assert list(distill.claims(records(flash=(0.8, 0.2), teacher_28=(0.8, 0.2)))) == ["B"]
+    assert distill.claims(records(dmd2=(0.8, 0.2))) == {}
+
+
+def test_the_table(distill, finished):
+    content = json.loads(json.dumps(distill.result(finished, [0, 1])))
+    lines = distill.table(content).splitlines()
+    rows = [line for line in lines if line.startswith("| `")]
+    assert [line.split("`")[1] for line in rows] == list(distill.ROWS)
+    assert {line.count("|") for line in lines if line.startswith("|")} == {lines[0].count("|")}
+    assert rows[2].startswith("| `dmd2` | 0.710 ± 0.127 | 0.355 ± 0.064 |")
+    assert [line[:14] for line in lines if line.startswith("*")] == ["* **A holds**:", "* **B holds**:", "* **C holds**:"]
+    content["claims"]["A"] |= {"holds": False, "numbers": {"share of the seconds": None}}
+    assert "**A does not hold**" in distill.table(content) and "never reached" in distill.table(content)
+
+
+def test_finished_rows_are_reused_and_only_unfinished_ones_trained(distill, finished, tmp_path, monkeypatch, capsys):
+    trained = []
+    monkeypatch.setattr(
+        distill, "train", lambda trainer, config, folder, seed, overrides: trained.append((trainer, folder.name, overrides))
+    )
+    distill.main(["--folder", str(tmp_path), "--seeds", "0", "1"])
+    assert trained == []
+    content = json.loads((tmp_path / "distill_shapes.json").read_text())
+    assert len(content["rows"]) == 2 * len(distill.ROWS) and distill.table(content) in capsys.readouterr().out
+    for row in ("flash", "flash_joint"):
+        (finished.folder(row, 1) / "summary.json").unlink()
+    distill.main(["--folder", str(tmp_path), "--seeds", "0", "1", "--rows", "teacher_4", "dmd2", "flash_joint"])
+    plain = config.load(flash_dmd.Config, ["--config", str(finished.config("flash"))])
+    joint = f"--rl.start_round={plain.rl.start_round or plain.run.rounds // 2}"
+    assert trained == [
+        ("flash_dmd", "distill_shapes_flash_seed1", ["--rl.start_round=0"]),
+        ("flash_dmd", "distill_shapes_flash_joint_seed1", [joint, "--rl.mode=joint"]),
+    ]
+    # what is not finished for every seed is no row
+    assert list(json.loads((tmp_path / "distill_shapes.json").read_text())["figures"]) == ["dmd2", "flash_then_rl", "rl_alone"]
+
+
+def test_a_run_under_other_settings_is_not_taken(distill, finished):
+    path = finished.folder("dmd2", 0) / "config.yaml"
+    path.write_text(path.read_text().replace("save_every_rounds:", "save_every_rounds: 1 #"))
+    assert finished.finished("dmd2", 0)
+    path.write_text(path.read_text().replace("fake_per_student: 5", "fake_per_student: 4"))
+    with pytest.raises(ValueError, match="fake_per_student: 4 -> 5"):
+        finished.finished("dmd2", 0)
+
+
+def test_overrides_are_for_trials(distill, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        distill.main(["--overrides", "run.rounds=4"])
+    assert "--folder" in capsys.readouterr().err
+    trial = distill.Bench("shapes", tmp_path, ("run.rounds=8", "fake_per_student=2"))
+    assert trial.overrides("dmd2") == ["--run.rounds=8", "--fake_per_student=2"]
+    assert trial.overrides("flash_joint") == ["--run.rounds=8", "--rl.start_round=4", "--rl.mode=joint"]
+
+
+def test_readme_is_written_between_the_markers_only(distill, tmp_path, capsys):
+    results = importlib.import_module("_results")
+    readme = tmp_path / "README.md"
+    text = "a\n<!-- results: one -->\nold\n<!-- end -->\nb\n<!-- results: two -->\nkept\n<!-- end -->\n"
+    readme.write_text(text)
+    results.write_readme("one", "new", readme)
+    assert readme.read_text() == text.replace("old", "new")
+    results.write_readme("three", "new", readme)
+    assert readme.read_text() == text.replace("old", "new") and "no table" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("world", ["shapes", "shapes_sdxl"])
+def test_the_readme_table_is_what_the_results_say(distill, world):
+    results = importlib.import_module("_results")
+    path, readme = results.RESULTS / f"distill_{world}.json", (ROOT / "README.md").read_text()
+    if results.begin(f"distill_{world}") not in readme or not path.exists():
+        pytest.skip("no such table yet")
+    shown = readme.split(results.begin(f"distill_{world}"))[1].split(results.END)[0]
+    assert shown.strip() == distill.table(json.loads(path.read_text()))
+
+
+class Stub(torch.nn.Module):
+    """A latent reward model that knows nothing."""
+
+    def forward(self, features, sigma, pooled):
+        return features.flatten(1).mean(1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    loaded = load_model(config.Model(tune="full", t5=False, max_sequence_length=1), torch.device("cpu"))
+    return loaded, load_prompts("shapes/train")[:6], loaded.encode([prompt.text for prompt in load_prompts("shapes/train")[:6]])
+
+
+@pytest.mark.parametrize(
+    ("trainer", "changes"),
+    [
+        ("dmd2", {"fake_per_student": 2}),
+        ("dmd2", {"fake_per_student": 5, "fake.passes": 2, "gan.student_weight": 0, "teacher.guidance": 1}),
+        ("flash_dmd", {}),
+        ("flash_dmd", {"rl.start_round": 3, "rl.passes": 2, "actor.minibatch": 2, "actor.accumulate": 2}),
+        ("flash_dmd", {"rl.start_round": 2, "rl.mode": "sequential", "gan.weight": 0, "rl.candidates": 3}),
+        ("flash_dmd", {"rl.start_round": 1, "rl.mode": "sequential", "rl.rewards": '[{"name": "shapes_proxy"}]', "rl.passes": 1}),
+    ],
+)
+def test_the_count_of_network_passes_is_what_the_losses_ask_for(cost, model, monkeypatch, trainer, changes):
+    generator, prompts, cond = model
+    blocks = len(generator.network.transformer_blocks)
+    assert pytest.approx((blocks // 2 + 1) / blocks) == cost.FEATURES
+    module = {"dmd2": dmd2, "flash_dmd": flash_dmd}[trainer]
+    monkeypatch.setattr(flash_dmd, "load_value", lambda path: Stub())
+    options = {"run.rounds": 6, "data.prompts": len(prompts), "sampling.steps": 3, "gan.width": 8, **changes}
+    arguments = ["--config", str(ROOT / "configs" / trainer / "shapes.yaml"), *(f"--{key}={value}" for key, value in options.items())]
+    settings = config.load(module.Config, arguments)
+    algorithm, policy = module.build(settings, generator)
+    passes, velocity, features = [0.0], policy.velocity, policy.features
+
+    def counted(x, sigma, cond, role=ACTOR, guidance=1.0):
+        passes[0] += len(x) * (1 if guidance == 1 else 2)
+        return velocity(x, sigma, cond, role, guidance)
+
+    def looked(x, sigma, cond, role):
+        passes[0] += cost.FEATURES * len(x)
+        return features(x, sigma, cond, role)
+
+    monkeypatch.setattr(policy, "velocity", counted)
+    monkeypatch.setattr(policy, "features", looked)
+    learner, steps, samples = Learner(policy, algorithm.updates, 0), 0, 0
+    own = {"role": ACTOR, "key": (0,), "samples": range(len(prompts)), "groups": range(len(prompts))}
+    drawn = rollout(policy, algorithm.chain, prompts, cond, **own, record=("states", "predictions"))
+    drawing, spent = passes[0], 0.0
+    batch = Batch(drawn.group, drawn.sample, drawn.x0, drawn.cond, drawn.recorded | {"real": drawn.x0}, (0,), drawn.prompts)
+    for index, update in enumerate(algorithm.updates):
+        passes[0] = 0.0
+        with torch.no_grad():
+            update.loss(policy, batch)
+        turns = sum(learner.due(index, round_, {}) for round_ in range(settings.run.rounds)) * update.passes
+        spent += turns * passes[0]
+        if update.role == ACTOR:
+            steps += turns * -(-len(prompts) // (update.minibatch * update.accumulate))
+            samples += turns * len(prompts)
+    found = cost.cost(trainer, config.yaml.safe_load(config.dump(settings)))
+    assert found.evaluations == pytest.approx(settings.run.rounds * drawing + spent)
+    assert (found.updates, found.samples) == (steps, samples)
