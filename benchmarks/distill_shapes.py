@@ -96,6 +96,9 @@ class Bench:
         now = config.flatten(config.load(SCHEMAS[self.trainer(row)], ["--config", str(self.config(row)), *self.overrides(row)]))
         # a setting that only one of them has came or went with the code
         both = sorted((then.keys() & now.keys()) - INCIDENTAL)
+        if now.get("rl.start_round") == 0:
+            # reinforcement learning may be tuned after stage 1 has been measured
+            both = [key for key in both if key == "rl.start_round" or not key.startswith("rl.")]
         if changed := [f"{key}: {then[key]!r} -> {now[key]!r}" for key in both if then[key] != now[key]]:
             raise ValueError(f"{folder} was finished under other settings ({', '.join(changed)}); remove it to run it again")
         return True

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     sub = commands.add_parser("rewards", help="list the rewards known by name")
     sub.set_defaults(call=rewards)
     sub = commands.add_parser("config", help="print a trainer's settings with their defaults")
-    sub.add_argument("trainer", help="ac_flow")
+    sub.add_argument("trainer", help="ac_flow, flash_dmd, dmd2 or latent_reward")
     sub.set_defaults(call=config)
     args = parser.parse_args(arguments)
     try:
