@@ -142,6 +142,7 @@ def records(**figures):
         ({}, ""),
         ({"dmd2": (0.79, 0.2)}, "A"),
         ({"dmd2": (0.9, 0.2)}, "A"),  # never reached
+        ({"dmd2": (0.05, 0.2)}, "A"),  # by the untrained student already
         ({"teacher_28": (0.85, 0.2)}, "B"),
         ({"teacher_28": (0.8, 0.24)}, "B"),
         ({"flash_joint": (0.84, 0.2)}, "C"),
@@ -205,7 +206,7 @@ def test_a_run_under_other_settings_is_not_taken(distill, finished):
         finished.finished("dmd2", 0)
     tuned = distill.Bench("shapes", finished.runs, ("rl.passes=7",))
     assert tuned.finished("flash", 0), "stage 1 knows nothing of it"
-    with pytest.raises(ValueError, match="rl.passes: 5 -> 7"):
+    with pytest.raises(ValueError, match=r"rl\.passes: 5 -> 7"):
         tuned.finished("flash_joint", 0)
 
 
@@ -216,17 +217,6 @@ def test_overrides_are_for_trials(distill, tmp_path, capsys):
     trial = distill.Bench("shapes", tmp_path, ("run.rounds=8", "fake_per_student=2"))
     assert trial.overrides("dmd2") == ["--run.rounds=8", "--fake_per_student=2"]
     assert trial.overrides("flash_joint") == ["--run.rounds=8", "--rl.start_round=4", "--rl.mode=joint"]
-
-
-def test_readme_is_written_between_the_markers_only(distill, tmp_path, capsys):
-    results = importlib.import_module("_results")
-    readme = tmp_path / "README.md"
-    text = "a\n<!-- results: one -->\nold\n<!-- end -->\nb\n<!-- results: two -->\nkept\n<!-- end -->\n"
-    readme.write_text(text)
-    results.write_readme("one", "new", readme)
-    assert readme.read_text() == text.replace("old", "new")
-    results.write_readme("three", "new", readme)
-    assert readme.read_text() == text.replace("old", "new") and "no table" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("world", ["shapes", "shapes_sdxl"])

@@ -17,6 +17,17 @@ def test_the_readme_table_is_what_the_results_say(monkeypatch):
     assert shown.strip() == acflow.table().strip()
 
 
+def test_readme_is_written_between_the_markers_only(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    results, readme = importlib.import_module("_results"), tmp_path / "README.md"
+    text = "a\n<!-- results: one -->\nold\n<!-- end -->\nb\n<!-- results: two -->\nkept\n<!-- end -->\n"
+    readme.write_text(text)
+    results.write_readme("one", "new", readme)
+    assert readme.read_text() == text.replace("old", "new")
+    results.write_readme("three", "new", readme)
+    assert readme.read_text() == text.replace("old", "new") and "no table" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
 def test_results_say_where_they_come_from(path):
     for row in json.loads(path.read_text())["rows"]:
