@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from genrl import config
 from genrl.algorithm import Algorithm, Slow, Start, Update
 from genrl.chain import RenoiseChain
@@ -32,13 +34,12 @@ from genrl.losses.preference import ANCHOR, LatentPreference, LatentRanker, Pixe
 from genrl.losses.student import FAKE, StudentSteps, early
 from genrl.models._diffusers import DiffusersModel
 from genrl.models.backbones import check_backbone, load_backbone
+from genrl.models.lrm import LatentRewardXL, LrmRanker
+from genrl.models.sdxl import SDXL
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
 from genrl.reward import RewardPool, load_reward
 from genrl.trainers import _student as student
 from genrl.trainers._launch import launch
-from genrl.worlds.shapes import ASSETS
-
-SHAPES_REWARD = ASSETS / "latent_reward.safetensors"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class Rl:
         start_round: the round it starts in; 0 leaves it out.
         mode: joint goes on with stage 1; sequential ends it.
         steps: high-noise steps it acts on.
-        latent_reward: the model that ranks candidates, a file of trainers/latent_reward.py, or "shapes" for the one that ships.
+        latent_reward: the model that ranks candidates: a .safetensors file of trainers/latent_reward.py, or, for SDXL, folder or hub id
+            of LPO's LRM-XL (owner/name/folder; see genrl.models.lrm).
         rewards: instead of it, rewards of the pictures that the student predicts from its candidates.
         candidates: K.
         beta: strength.
@@ -106,7 +108,7 @@ class Rl:
     start_round: int = 0
     mode: Literal["joint", "sequential"] = "joint"
     steps: int = 2
-    latent_reward: str = "shapes"
+    latent_reward: str = ""
     rewards: list[config.Term] = field(default_factory=list)
     candidates: int = 4
     beta: float = 500.0
@@ -114,6 +116,10 @@ class Rl:
     passes: int = 5
     lr: float = 1e-6
     grad_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.start_round and not self.rewards and not self.latent_reward:
+            raise config.ConfigError("rl.start_round starts stage 2, which ranks candidates: name rl.rewards or an rl.latent_reward")
 
 
 @dataclass(frozen=True)
@@ -161,10 +167,10 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
     slow = [Slow(FAKE, ACTOR, settings.alignment.decay)] if settings.alignment.decay < 1 else []
     roles = [ACTOR, FAKE, REF]
     if rl.start_round:
-        if not rl.rewards:
-            networks[LATENT_REWARD] = load_value(SHAPES_REWARD if rl.latent_reward == "shapes" else Path(rl.latent_reward)).to(model.device)
+        if not rl.rewards and (head := head_of(rl.latent_reward)):
+            networks[LATENT_REWARD] = load_value(head).to(model.device)
         noisiest = StudentSteps(sigmas, tuple(range(min(rl.steps, count - 1))))
-        preference = LatentPreference(noisiest, ranker_of(rl, settings.rewards), rl.candidates, rl.beta, rl.clamp)
+        preference = LatentPreference(noisiest, ranker_of(rl, settings.rewards, model), rl.candidates, rl.beta, rl.clamp)
         start = Start(rl.start_round)
         updates.append(Update(ACTOR, preference, rl.lr, rl.passes, learning.minibatch, clip=rl.grad_clip, start=start, label="preference"))
         slow.append(Slow(ANCHOR, ACTOR, every_rounds=rl.start_round, until_round=rl.start_round))
@@ -188,12 +194,32 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
     return algorithm, FlowPolicy(model, student.storage(settings.model, settings.teacher, model, tuple(roles)), networks)
 
 
-def ranker_of(rl: Rl, judges: config.Judges) -> Ranker:
-    """What ranks candidates: the latent reward model, or pictures' rewards, called as the judges are."""
-    if not rl.rewards:
+def head_of(name: str) -> Path | None:
+    """The file of a head that ``rl.latent_reward`` names; None if it names a model of its own."""
+    return Path(name) if name.endswith(".safetensors") else None
+
+
+def ranker_of(rl: Rl, judges: config.Judges, model: DiffusersModel) -> Ranker:
+    """What ranks candidates: a latent reward model, or pictures' rewards, called as the judges are.
+
+    Raises:
+        ConfigError: an LRM-XL for a model that is not SDXL; ModelError: it cannot be loaded.
+    """
+    if rl.rewards:
+        loaded = {term.label or term.name: load_reward(term.name, **term.options) for term in rl.rewards}
+        return PixelRanker(
+            RewardPool(loaded, judges.batch, judges.min_valid), {term.label or term.name: term.weight for term in rl.rewards}
+        )
+    if head_of(rl.latent_reward):
         return LatentRanker()
-    loaded = {term.label or term.name: load_reward(term.name, **term.options) for term in rl.rewards}
-    return PixelRanker(RewardPool(loaded, judges.batch, judges.min_valid), {term.label or term.name: term.weight for term in rl.rewards})
+    if not isinstance(model, SDXL):
+        raise config.ConfigError(
+            f"rl.latent_reward {rl.latent_reward!r} names an LRM-XL, which scores latents of SDXL alone, and model.source is a "
+            f"{type(model).__name__}; name a .safetensors file that trainers/latent_reward.py made for it, or set rl.rewards"
+        )
+    # where the policy computes in less than float32 it does so as its authors do
+    dtype = torch.float16 if model.precision == "bf16" else torch.float32
+    return LrmRanker(LatentRewardXL.from_source(rl.latent_reward, model.source, dtype).to(model.device))
 
 
 if __name__ == "__main__":
