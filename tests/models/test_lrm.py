@@ -283,7 +283,7 @@ def test_no_base(folder):
 def test_the_trainer_takes_it_for_sdxl_alone(folder, model, tmp_path):
     rl, judges = Rl(latent_reward=str(folder)), config.Judges()
     assert head_of("x.safetensors") and head_of("runs/head.safetensors") and head_of(str(folder)) is None
-    assert isinstance(ranker_of(Rl(), judges, model), LatentRanker)
+    assert isinstance(ranker_of(Rl(latent_reward="runs/head.safetensors"), judges, model), LatentRanker)
     ranker = ranker_of(rl, judges, model)
     assert isinstance(ranker, LrmRanker)
     z = latents()
