@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="genrl", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     sub = commands.add_parser("sample", help="draw pictures with a pipeline folder or hub id")
-    sub.add_argument("model", help='a diffusers folder, a hub id, or "shapes"')
+    sub.add_argument("model", help='a diffusers folder, a hub id, "shapes" or "shapes_sdxl"')
     sub.add_argument("prompts", nargs="+")
     sub.add_argument("--out", type=Path, default=Path("samples"))
     sub.add_argument("--steps", type=int, default=28)

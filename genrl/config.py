@@ -69,7 +69,7 @@ class Model:
     """Which generator, and what of it is trained.
 
     Args:
-        source: diffusers folder, hub id, or "shapes" for the embedded world.
+        source: diffusers folder, hub id, or "shapes" or "shapes_sdxl" for the embedded world.
         revision: revision on the hub.
         tune: full copies, or LoRA adapters over one shared base.
         precision: bf16 computes under autocast.

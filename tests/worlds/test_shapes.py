@@ -11,7 +11,7 @@ from scipy import ndimage, stats
 from transformers import AutoTokenizer
 
 from genrl.data import load_prompts
-from genrl.worlds.shapes import ASSETS, PIPELINE, proxies
+from genrl.worlds.shapes import ASSETS, PIPELINE, PIPELINE_SDXL, proxies
 from genrl.worlds.shapes.captions import CATEGORIES, caption, pair_caption, prompt_sets, targets, true_target, wanted
 from genrl.worlds.shapes.judge import PARTS, judge, look
 from genrl.worlds.shapes.scenes import (
@@ -233,6 +233,7 @@ def test_no_prompt_is_too_long_for_the_silent_t5():
 
 
 def test_what_ships_is_small():
-    total = sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file())
-    assert total <= 12e6
+    sizes = {path: path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()}
+    sdxl = sum(size for path, size in sizes.items() if PIPELINE_SDXL in path.parents)
+    assert sum(sizes.values()) - sdxl <= 12e6 and sdxl <= 8e6
     assert not [path for path in ASSETS.rglob("*") if path.is_file() and path.suffix not in (".safetensors", ".json", ".jsonl")]

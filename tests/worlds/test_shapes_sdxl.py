@@ -1,11 +1,9 @@
 """The SDXL of the shapes world: what is built is what plain diffusers and the adapter read, and it learns and draws."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 
 from genrl import path
 from genrl.chain import OdeChain
@@ -29,7 +27,7 @@ trained = pytest.mark.skipif(not PIPELINE_SDXL.is_dir(), reason="not trained: py
 
 @pytest.fixture(scope="module")
 def untrained():
-    """Loud where it starts silent, so that every part of the network shows in what it answers."""
+    """Noise on every parameter: trained parts are not silent, so what is told to the network must show in what it answers."""
     pipeline = pretrain_sdxl.new_pipeline(PIPELINE)
     with torch.no_grad():
         for parameter in pipeline.unet.parameters():
@@ -40,7 +38,7 @@ def untrained():
 @pytest.fixture(scope="module")
 def folder(untrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes") / "pipeline_sdxl"
-    pretrain_sdxl.save(copy.copy(untrained), folder)
+    pretrain_sdxl.save(untrained, folder)
     untrained.unet.float()
     untrained.vae.float()
     return folder
@@ -102,9 +100,13 @@ def test_decoded_encodings_are_near_the_scene(model, plain):
         callback_on_step_end=lambda *_: {"latents": latents},
         output_type="pt",
     ).images
+    # the autoencoder alone, whatever its scale and shift
+    vae = AutoencoderKL.from_pretrained(PIPELINE / "vae")
+    with torch.no_grad():
+        alone = (vae.decode(vae.encode(IMAGES * 2 - 1).latent_dist.mode()).sample / 2 + 0.5).clamp(0, 1)
+    assert (alone - IMAGES).abs().mean() < 0.03
     for images in (model.decode(latents), theirs):
-        assert (images - IMAGES).abs().mean() < 0.01
-    assert torch.allclose(model.decode(latents), theirs, atol=1e-5)
+        assert torch.allclose(images, alone, atol=1e-4)
 
 
 def test_the_flows_velocity_is_that_of_the_networks_noise(model):
@@ -136,9 +138,8 @@ def test_the_untrained_network_answers_its_input():
     unet = pretrain_sdxl.new_unet()
     with torch.no_grad():
         answer = unet(x, t, encoder_hidden_states=torch.randn(2, 18, 128), added_cond_kwargs=told).sample
-    scale = x.std((1, 2, 3), correction=0, keepdim=True)
-    # each sign is normalised about the mean of all its channels
-    assert torch.allclose(answer, (x - x.mean((1, 2, 3), keepdim=True)) / scale, atol=0.1) or torch.allclose(answer, x / scale, atol=0.1)
+    scale = x.square().mean((1, 2, 3), keepdim=True).sqrt()
+    assert torch.allclose(answer, x / scale, atol=1e-3)
 
 
 def test_training_lowers_the_loss():
@@ -148,7 +149,7 @@ def test_training_lowers_the_loss():
     with torch.no_grad():
         x0 = pipeline.vae.encode(IMAGES * 2 - 1).latent_dist.mode() * pipeline.vae.config.scaling_factor
     noise, t = torch.randn(x0.shape, generator=torch.Generator().manual_seed(4)), torch.linspace(20, 980, len(x0)).long()
-    optimizer = torch.optim.AdamW(pipeline.unet.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(pipeline.unet.parameters(), lr=5e-4)
     losses = []
     for _ in range(30):
         loss = pretrain_sdxl.denoising_loss(pipeline, texts, x0, t, noise)
@@ -157,8 +158,8 @@ def test_training_lowers_the_loss():
         torch.nn.utils.clip_grad_norm_(pipeline.unet.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-    assert np.mean(losses[-5:]) < 0.5 * losses[0], losses
-    assert all(p.grad is None for p in (*pipeline.vae.parameters(), *pipeline.text_encoder.parameters()))
+    assert losses[-1] < 0.3 * losses[0], losses
+    assert all(p.grad is None for part in (pipeline.text_encoder, pipeline.text_encoder_2) for p in part.parameters())
 
 
 @trained

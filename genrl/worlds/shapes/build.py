@@ -7,9 +7,10 @@ Stages, in order, each resumed where it stopped when the command is run again:
 ``vae``         AutoencoderKL, 8x, 16 channels
 ``flow``        SD3Transformer2DModel and two CLIP text encoders, trained together by flow matching
 ``proxies``     five tiny CLIPs (open_clip), different seeds and halves of the data
+``sdxl``        UNet2DConditionModel, trained to predict noise beside the frozen encoders and autoencoder of ``flow``
 
 Weights are written as safetensors, float16 but for the text encoders, into ``genrl/worlds/shapes/assets``; what is
-unfinished lives in ``--work``. Two cores need about an hour and a half. Seeds are fixed; another machine or thread count rounds
+unfinished lives in ``--work``. Two cores need a little over two hours. Seeds are fixed; another machine or thread count rounds
 differently and so ends at other, equally good weights.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from genrl.worlds.shapes import ASSETS
 from genrl.worlds.shapes.captions import CATEGORIES, prompt_sets, prompt_text, targets
 
-STAGES = ("prompts", "tokenizers", "vae", "flow", "proxies")
+STAGES = ("prompts", "tokenizers", "vae", "flow", "proxies", "sdxl")
 TOKENS = 18
 """Length of a prompt in tokens, both encoders: the longest caption has seventeen."""
 
@@ -82,10 +83,14 @@ def main() -> None:
             from genrl.worlds.shapes.pretrain import build_flow
 
             build_flow(args.assets, args.work)
-        else:
+        elif stage == "proxies":
             from genrl.worlds.shapes.proxies import build_proxies
 
             build_proxies(args.assets, args.work)
+        else:
+            from genrl.worlds.shapes.pretrain_sdxl import build_sdxl
+
+            build_sdxl(args.assets, args.work)
 
 
 if __name__ == "__main__":

@@ -243,7 +243,7 @@ def build_flow(assets: Path, work: Path) -> None:
             rng = np.random.default_rng((5 + 4 * number, step))
             padded = step % 20 == 19
             pick = rng.integers(0, len(scenes), FLOW_BATCH // 4 if padded else FLOW_BATCH)
-            texts = ["" if rng.random() < 0.1 else _told(scenes[i], i < phase.pairs, rng, phase, step) for i in pick]
+            texts = ["" if rng.random() < 0.1 else told(scenes[i], i < phase.pairs, rng, phase, step) for i in pick]
             x0 = latents[torch.from_numpy(pick)]
             noise, sigma = _noise_and_level(x0, phase.above)
             v = _velocity(pipeline, texts, T5_TOKENS if padded else 0, add_noise(x0, noise, sigma), sigma)
@@ -259,7 +259,7 @@ def build_flow(assets: Path, work: Path) -> None:
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "_name_or_path"}, indent=2) + "\n")
 
 
-def _told(scene: Scene, pair: bool, rng: np.random.Generator, phase: FlowPhase, step: int) -> str:
+def told(scene: Scene, pair: bool, rng: np.random.Generator, phase: FlowPhase, step: int) -> str:
     careless = phase.careless if step >= phase.careless_from else 0.0
     return pair_caption(scene, rng, step < phase.ordered_until, careless) if pair else caption(scene, rng, careless)
 
