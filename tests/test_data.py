@@ -70,7 +70,7 @@ def test_categories_can_be_repeated_or_left_out():
     prompts = [Prompt("a", "easy"), Prompt("b", "hard"), Prompt("c", "hard"), Prompt("d", "other")]
     assert repeated(prompts, {}) == [0, 1, 2, 3]
     assert repeated(prompts, {"hard": 2, "easy": 0}) == [1, 1, 2, 2, 3]
-    with pytest.raises(PromptError, match=r"'eazy'; the categories of the prompts are: easy, hard, other"):
-        repeated(prompts, {"eazy": 2})
+    with pytest.raises(PromptError, match=r"'unheard'; the categories of the prompts are: easy, hard, other"):
+        repeated(prompts, {"unheard": 2})
     with pytest.raises(PromptError, match="no prompt"):
         repeated(prompts[:1], {"easy": 0})
