@@ -148,7 +148,9 @@ class SDXL(DiffusersModel):
 
     def student_scheduler(self, steps: int) -> LCMScheduler:
         """LCM's grid is every so many of ``original_inference_steps`` timesteps: as many as are wanted, and it is DMD2's."""
-        return LCMScheduler.from_config(self.pipeline.scheduler.config, original_inference_steps=steps)
+        found = LCMScheduler.from_config(self.pipeline.scheduler.config, original_inference_steps=steps)
+        assert isinstance(found, LCMScheduler)
+        return found
 
 
 def to_vp(x: Tensor, sigma: Tensor) -> Tensor:
