@@ -148,12 +148,8 @@ class Algorithm:
 
     def validate(self, policy: FlowPolicy) -> None:
         """Raise ``ValueError`` where roles, signals or sizes do not fit together: before anything is sampled."""
-        wanted = {
-            self.behaviour,
-            *([self.result] if self.result else []),
-            *self.trained,
-            *(role for s in self.slow for role in (s.target, s.source)),
-        }
+        wanted = {self.behaviour, *self.trained, *(role for s in self.slow for role in (s.target, s.source))}
+        wanted |= {self.result} if self.result else set()
         wanted |= {view.role for view in self.views}
         wanted |= {role for update in self.updates for role in getattr(update.loss, "roles", ())}
         if missing := wanted - set(policy.roles):

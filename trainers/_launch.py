@@ -153,7 +153,7 @@ def load_real(source: str, count: int, model: DiffusersModel, wanted: Collection
         images = load_images(source, count, model.size)
     latents, decoded = [], []
     for part in images.split(32):
-        latents.append(model.encode_images(part))
+        latents.append(model.encode_images(part / 255 if part.dtype == torch.uint8 else part))
         if "real_images" in wanted:
             with torch.no_grad():
                 decoded.append((model.decode(latents[-1]) * 255).round().byte().cpu())

@@ -5,7 +5,7 @@
 
 Each round the generator draws groups of images, rewards score them, and a head on the generator's own frozen features learns which
 of two will end better, at every noise level (``genrl.losses.latent_reward``). The generator itself does not change. The head is written to
-``runs/<name>/latent_reward.safetensors``: the value of ``rl.reward`` in ``trainers/flash_dmd.py``.
+``runs/<name>/latent_reward.safetensors``: the value of ``rl.latent_reward`` in ``trainers/flash_dmd.py``.
 """
 
 from __future__ import annotations
