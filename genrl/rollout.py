@@ -54,7 +54,7 @@ def rollout(
             return seeds.normal((*key, step), own, shape).to(device)
 
         x = start(seeds.normal(key, samples[rows], shape).to(device), chain.sigmas[0])
-        way: dict[str, list[Tensor]] = {name: [] for name in RECORDS}
+        way: dict[str, list[Tensor]] = {name: [] for name in record}
         parts.append(denoise(policy, chain, x, cond.index(rows).to(device), role=role, guidance=guidance, noise=noise, way=way))
         for name in record:
             kept[name].append(torch.stack(way[name], 1))
@@ -78,16 +78,15 @@ def denoise(
 
     Args:
         noise: ``noise(k)`` is the standard normal noise of step k; a deterministic chain never asks for it.
-        way: lists by the names of ``RECORDS``, to which every step appends.
+        way: lists by some of the names of ``RECORDS``, to which every step appends.
 
     Raises:
         ValueError: a stochastic chain without noise.
     """
     for index, (sigma, sigma_next) in enumerate(zip(chain.sigmas, chain.sigmas[1:], strict=False)):
         v = policy.velocity(x, sigma, cond, role, guidance)
-        if way is not None:
-            way["states"].append(x)
-            way["predictions"].append(to_x0(x, v, sigma))
+        for name, kept in (way or {}).items():
+            kept.append(x if name == "states" else to_x0(x, v, sigma))
         law = chain.step(x, v, sigma, sigma_next)
         x = law.mean
         if law.std != 0:
