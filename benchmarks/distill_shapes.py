@@ -44,9 +44,11 @@ TRAINED: dict[str, tuple[str, tuple[str, ...]]] = {
     "flash": ("flash_dmd", ("rl.start_round=0",)),
     "flash_joint": ("flash_dmd", ("rl.start_round={n1}", "rl.mode=joint")),
     "flash_then_rl": ("flash_dmd", ("rl.start_round={n1}", "rl.mode=sequential")),
-    "rl_alone": ("flash_dmd", ("rl.start_round=1", "rl.mode=sequential")),
+    # as many updates by preference as the other two have; its first round is one of distillation, which starts the reference
+    "rl_alone": ("flash_dmd", ("rl.start_round=1", "rl.mode=sequential", "run.rounds={n2}")),
 }
-"""Row -> trainer, what it changes of configs/<trainer>/<world>.yaml. ``n1`` is that file's rl.start_round, or half its rounds."""
+"""Row -> trainer, what it changes of configs/<trainer>/<world>.yaml. ``n1`` is that file's rl.start_round, or half its rounds; ``n2`` one
+more than the rounds that are left then."""
 VIEWS = {"teacher_28": "teacher", "teacher_4": "teacher-4"}
 """Row -> view among the evaluations of the run ``flash``: nothing is trained for it."""
 ROWS = (*VIEWS, *TRAINED)
@@ -81,7 +83,7 @@ class Bench:
         extra = [f"--{item}" for item in self.extra if item.split("=")[0] in known]
         base: Any = config.load(SCHEMAS[trainer], ["--config", str(self.config(row)), *extra])
         n1 = 0 if trainer == "dmd2" else base.rl.start_round or base.run.rounds // 2
-        return [*extra, *(f"--{item.format(n1=n1)}" for item in own)]
+        return [*extra, *(f"--{item.format(n1=n1, n2=base.run.rounds - n1 + 1)}" for item in own)]
 
     def finished(self, row: str, seed: int) -> bool:
         """Whether the row's run is there and done.
