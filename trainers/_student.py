@@ -125,6 +125,7 @@ class Learning:
     Args:
         lr: learning rate.
         lr_warmup_updates: steps of linear warm-up.
+        lr_halving_rounds: rounds in which its lr and the fake's halve, exponentially; 0 keeps them.
         weight_decay: of AdamW.
         minibatch: samples per forward pass and process, for every network.
         accumulate: forward passes per step.
@@ -134,6 +135,7 @@ class Learning:
 
     lr: float = 1e-6
     lr_warmup_updates: int = 0
+    lr_halving_rounds: int = 0
     weight_decay: float = 0.01
     minibatch: int = 32
     accumulate: int = 1
@@ -226,6 +228,7 @@ def fake_update(settings: Fake, learning: Learning, loss: Loss, until_round: int
         accumulate=learning.accumulate,
         weight_decay=settings.weight_decay,
         lr_warmup_updates=learning.lr_warmup_updates,
+        lr_halving_rounds=learning.lr_halving_rounds,
         clip=learning.grad_clip,
         until_round=until_round,
         also=also,
@@ -241,6 +244,7 @@ def actor_update(learning: Learning, loss: Loss, until_round: int = 0, every_rou
         accumulate=learning.accumulate,
         weight_decay=learning.weight_decay,
         lr_warmup_updates=learning.lr_warmup_updates,
+        lr_halving_rounds=learning.lr_halving_rounds,
         clip=learning.grad_clip,
         until_round=until_round,
         every_rounds=every_rounds,

@@ -22,8 +22,6 @@ RNG = np.random.default_rng(21)
 SCENES = [pair_scene(RNG) if i % 2 else random_scene(RNG) for i in range(16)]
 IMAGES = torch.from_numpy(np.stack([render(scene) for scene in SCENES]))
 
-trained = pytest.mark.skipif(not PIPELINE_SDXL.is_dir(), reason="not trained: python -m genrl.worlds.shapes.build --stages sdxl")
-
 
 @pytest.fixture(scope="module")
 def untrained():
@@ -162,7 +160,6 @@ def test_training_lowers_the_loss():
     assert all(p.grad is None for part in (pipeline.text_encoder, pipeline.text_encoder_2) for p in part.parameters())
 
 
-@trained
 def test_the_base_draws():
     prompts = load_prompts("shapes/held_out")[::5][:60]
     pipeline = StableDiffusionXLPipeline.from_pretrained(PIPELINE_SDXL)
