@@ -7,7 +7,8 @@ g = 2 if the teacher is guided (else 1), and f for a look at inner features:
     rollout                 T, every round
     update of the fake      1; with DMD2's latent GAN also 2 f (its sample and a real one)
     distribution matching   1 + g + 1: student, teacher, fake
-    pixel GAN               1: student at a low-noise step; ``either`` draws one of the two losses, and counts half of both
+    pixel GAN               1: student at a low-noise step, of the samples it looks at; ``either`` draws one of the two losses, and counts
+                            half of both
     latent GAN (DMD2)       1 + f: student, fake
     preference              2 + K f: student, anchor, K candidates; K instead of K f where pictures are ranked
 
@@ -51,7 +52,8 @@ def cost(trainer: str, settings: dict[str, Any]) -> Cost:
         return Cost(student * per_pass, student * samples, samples * (rounds * steps + passes))
     rl = settings["rl"]
     student = turns(rounds, until=rl["start_round"] if rl["mode"] == "sequential" else 0)
-    both = matching + bool(gan["weight"])
+    seen = min(gan["images"] or samples, samples, learning["minibatch"]) / min(samples, learning["minibatch"])
+    both = matching + seen * bool(gan["weight"])
     passes = student * (fake + (both / 2 if gan["weight"] and gan["together"] == "either" else both))
     preferred = turns(rounds, rl["start_round"]) * rl["passes"] if rl["start_round"] else 0
     passes += preferred * (2 + rl["candidates"] * (1 if rl["rewards"] else FEATURES))

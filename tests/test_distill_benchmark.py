@@ -248,6 +248,7 @@ def model():
         ("dmd2", {"fake_per_student": 2}),
         ("dmd2", {"fake_per_student": 5, "fake.passes": 2, "gan.student_weight": 0, "teacher.guidance": 1}),
         ("flash_dmd", {}),
+        ("flash_dmd", {"gan.images": 2}),
         ("flash_dmd", {"rl.start_round": 3, "rl.passes": 2, "actor.minibatch": 2, "actor.accumulate": 2}),
         ("flash_dmd", {"rl.start_round": 2, "rl.mode": "sequential", "gan.weight": 0, "rl.candidates": 3}),
         ("flash_dmd", {"rl.start_round": 1, "rl.mode": "sequential", "rl.rewards": '[{"name": "shapes_proxy"}]', "rl.passes": 1}),

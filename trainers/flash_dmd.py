@@ -48,7 +48,8 @@ class Gan:
 
     Args:
         weight: of the student's adversarial loss; 0 does without the GAN.
-        late: low-noise steps it acts on; distribution matching gets the others.
+        late: low-noise steps it acts on.
+        shared: distribution matching acts on them, too (ours); the paper leaves it the others.
         together: both losses in every update, or one or the other for each minibatch.
         origin: the states it starts from; see genrl.losses.adversarial.
         backbone: sam, dinov2, or shapes.
@@ -56,11 +57,13 @@ class Gan:
         width: channels of the heads.
         lr: learning rate of the heads.
         passes: their passes over a round's samples.
+        images: of each minibatch, at most so many are decoded for it; 0 for all.
         checkpointing: decode and look under activation checkpointing.
     """
 
     weight: float = 0.5
     late: int = 1
+    shared: bool = False
     together: Literal["both", "either"] = "both"
     origin: Origin = "inference"
     backbone: Literal["sam", "dinov2", "shapes"] = "sam"
@@ -68,9 +71,12 @@ class Gan:
     width: int = 256
     lr: float = 1e-4
     passes: int = 1
+    images: int = 0
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        if self.images < 0:
+            raise config.ConfigError(f"gan.images is {self.images}; name how many of a minibatch are decoded, or 0 for all")
         if self.weight:
             check_backbone(self.backbone, self.source)
 
@@ -150,7 +156,7 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
     sigmas, levels = student.grid(model, settings.sampling), Levels(model.levels)
     count = len(sigmas) - 1
     late = StudentSteps(sigmas, tuple(range(max(count - gan.late, 0), count)))
-    noisy = StudentSteps(sigmas, early(count, gan.late) if gan.weight else tuple(range(count)))
+    noisy = StudentSteps(sigmas, early(count, gan.late) if gan.weight and not gan.shared else tuple(range(count)))
     stage_1_ends = rl.start_round if rl.mode == "sequential" else 0
 
     matching = student.matching_loss(settings.matching, settings.teacher, noisy, levels)
@@ -160,8 +166,8 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
     if gan.weight:
         backbone = load_backbone(gan.backbone, gan.source)
         networks[DISCRIMINATOR] = PixelDiscriminator(backbone, gan.width).to(model.device)
-        losses.append((PixelGan(late, gan.origin, gan.checkpointing), gan.weight))
-        heads = PixelDiscrimination(late)
+        losses.append((PixelGan(late, gan.origin, gan.images, gan.checkpointing), gan.weight))
+        heads = PixelDiscrimination(late, gan.images)
         updates.append(Update(DISCRIMINATOR, heads, gan.lr, gan.passes, learning.minibatch, betas=(0.0, 0.99), until_round=stage_1_ends))
     updates.append(student.actor_update(learning, Combined(losses, gan.together), stage_1_ends))
     slow = [Slow(FAKE, ACTOR, settings.alignment.decay)] if settings.alignment.decay < 1 else []

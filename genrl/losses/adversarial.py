@@ -48,16 +48,19 @@ class PixelGan:
         steps: the low-noise steps it acts on.
         origin: the states those steps start from. ``inference``: the recorded ones, which the sampler meets (default); ``literal``:
             the finished sample re-noised to that level, as Algorithm 1 is written, which costs nothing more here but is smoother.
+        images: at most so many of a minibatch are drawn, decoded and looked at (ours: decoding is what costs); 0 for all.
         checkpointing: decode and look under activation checkpointing.
     """
 
     steps: StudentSteps
     origin: Origin = "inference"
+    images: int = 0
     checkpointing: bool = False
     requires = ("states",)
     roles = (ACTOR, DISCRIMINATOR)
 
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
+        batch = at_most(batch, self.images)
         step = self.steps.pick(batch)
         sigma = self.steps.level(step)
         states = at(batch.signal["states"], step)
@@ -72,6 +75,11 @@ class PixelGan:
         loss, gradient = through(judged, y, self.checkpointing)
         strength = gradient.flatten(1).norm(dim=1).mean() * len(y)
         return LossOutput(loss, {"discriminator/student_logit": -loss.detach(), "latent_gradient/adversarial": strength})
+
+
+def at_most(batch: Batch, images: int) -> Batch:
+    """The first samples of a minibatch, whose order is random anyway; all of them for 0."""
+    return batch.index(torch.arange(images)) if 0 < images < len(batch) else batch
 
 
 def through(objective: Callable[[Tensor], Tensor], y: Tensor, checkpointing: bool = False) -> tuple[Tensor, Tensor]:
@@ -92,13 +100,15 @@ def through(objective: Callable[[Tensor], Tensor], y: Tensor, checkpointing: boo
 
 @dataclass(frozen=True)
 class PixelDiscrimination:
-    """The discriminator's side: real images against the student's recorded predictions at its low-noise steps."""
+    """The discriminator's side: real images against the student's recorded predictions at its low-noise steps; ``images`` as above."""
 
     steps: StudentSteps
+    images: int = 0
     requires = ("predictions", "real_images")
     roles = (DISCRIMINATOR,)
 
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
+        batch = at_most(batch, self.images)
         with torch.no_grad():
             y = at(batch.signal["predictions"], self.steps.pick(batch))
             images = torch.cat([batch.signal["real_images"], policy.decode(y)])

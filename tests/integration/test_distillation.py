@@ -8,7 +8,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_sd3 import tiny_sd3
 
+from genrl import config
 from genrl.checkpoint import latest
+from genrl.trainers import _student as student
+from genrl.trainers import flash_dmd
+from genrl.trainers._launch import load_model
 from genrl.worlds.shapes import PIPELINE
 
 RL = {"rl__start_round": 3, "rl__passes": 2, "rl__rewards": '[{"name": "shapes_proxy"}]'}
@@ -95,6 +99,7 @@ def test_lora_keeps_one_base_for_teacher_student_and_fake(tmp_path):
         ("flash_dmd", {"sampling__sigmas": "[1.0, 0.5]"}, "2 levels for 4 steps"),
         ("flash_dmd", {"sampling__steps": 0}, "at least one step"),
         ("flash_dmd", {"gan__backbone": "sam", "gan__source": "/no/such/sam"}, "/no/such/sam"),
+        ("flash_dmd", {"gan__images": -1}, "gan.images is -1"),
         ("flash_dmd", {"data__real": "/no/pictures"}, "/no/pictures"),
         ("flash_dmd", {"rewards__judges": "[]"}, "rewards.judges is empty"),
         ("flash_dmd", {"matching__low": 0}, "re-noise times"),
@@ -121,3 +126,22 @@ def test_another_teacher_of_the_same_latents(tmp_path, capsys):
         tiny_runs.run_here(tiny_runs.arguments(tmp_path, "other", trainer="flash_dmd", teacher__source=str(other)))
     message = capsys.readouterr().err
     assert "do not take the same latents and prompts: in_channels: 16 and 4" in message
+
+
+def test_the_gan_may_share_its_steps_with_distribution_matching():
+    model = load_model(config.Model(source="shapes", t5=False, max_sequence_length=1), torch.device("cpu"))
+    for shared, expected in ((False, (0, 1, 2)), (True, (0, 1, 2, 3))):
+        settings = config.load(
+            flash_dmd.Config, ["--config", "configs/flash_dmd/shapes.yaml", f"--gan.shared={shared}", "--rl.start_round=0"]
+        )
+        algorithm, _ = flash_dmd.build(settings, model)
+        losses = {update.name: update.loss for update in algorithm.updates}
+        (matching, _), (gan, _) = losses["actor"].parts
+        assert matching.steps.chosen == losses["fake"].steps.chosen == expected
+        assert gan.steps.chosen == losses["discriminator"].steps.chosen == (3,)
+
+
+def test_student_and_fake_halve_their_learning_rates_together():
+    settings = student.Learning(lr=2.0, lr_halving_rounds=3)
+    updates = student.actor_update(settings, None), student.fake_update(student.Fake(lr=4.0), settings, None)
+    assert [update.lr_at(1, 6) for update in updates] == [0.5, 1.0]

@@ -119,3 +119,11 @@ def test_losses_add_up_or_take_turns():
     keys = [set(Combined(parts, "either")(policy, turn).metrics) for turn in turns]
     assert any("latent_gradient/adversarial" in k for k in keys) and any("latent_gradient/matching" in k for k in keys)
     assert all(("latent_gradient/adversarial" in k) != ("latent_gradient/matching" in k) for k in keys)
+
+
+def test_at_most_so_many_images_are_looked_at():
+    policy, whole = policy_with_judge(), batch(8)
+    for loss in (PixelGan(LATE, images=3), PixelDiscrimination(LATE, images=3)):
+        few = type(loss)(LATE)(policy, whole.index(torch.arange(3))).loss
+        assert torch.equal(loss(policy, whole).loss, few) and not torch.equal(few, type(loss)(LATE)(policy, whole).loss)
+        assert torch.equal(type(loss)(LATE, images=99)(policy, whole).loss, type(loss)(LATE)(policy, whole).loss)
