@@ -52,8 +52,9 @@ def cost(trainer: str, settings: dict[str, Any]) -> Cost:
         return Cost(student * per_pass, student * samples, samples * (rounds * steps + passes))
     rl = settings["rl"]
     student = turns(rounds, until=rl["start_round"] if rl["mode"] == "sequential" else 0)
-    seen = min(gan["images"] or samples, samples, learning["minibatch"]) / min(samples, learning["minibatch"])
-    both = matching + seen * bool(gan["weight"])
+    minibatch = min(samples, learning["minibatch"])
+    looked_at = min(gan["images"] or minibatch, minibatch) / minibatch
+    both = matching + looked_at * bool(gan["weight"])
     passes = student * (fake + (both / 2 if gan["weight"] and gan["together"] == "either" else both))
     preferred = turns(rounds, rl["start_round"]) * rl["passes"] if rl["start_round"] else 0
     passes += preferred * (2 + rl["candidates"] * (1 if rl["rewards"] else FEATURES))

@@ -13,11 +13,11 @@ has its own, as in the model's training (ours).
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises at a file that is more than tensors; nothing is unpickled here
 from typing import Any
 
 import torch
@@ -211,7 +211,7 @@ def _head_of(folder: Path, source: str) -> tuple[Tensor, float]:
     try:
         state = torch.load(folder / HEAD, map_location="cpu", weights_only=True)
         return state["visual_projection"]["weight"], float(state["logit_scale"])
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
         raise ModelError(
             f"{HEAD} of {source!r} does not read as {{'visual_projection': {{'weight'}}, 'logit_scale'}}; fetch it again: {error!r}"
         ) from error

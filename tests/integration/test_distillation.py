@@ -131,9 +131,7 @@ def test_another_teacher_of_the_same_latents(tmp_path, capsys):
 def test_the_gan_may_share_its_steps_with_distribution_matching():
     model = load_model(config.Model(source="shapes", t5=False, max_sequence_length=1), torch.device("cpu"))
     for shared, expected in ((False, (0, 1, 2)), (True, (0, 1, 2, 3))):
-        settings = config.load(
-            flash_dmd.Config, ["--config", "configs/flash_dmd/shapes.yaml", f"--gan.shared={shared}", "--rl.start_round=0"]
-        )
+        settings = config.load(flash_dmd.Config, ["--config", "flash_dmd/shapes.yaml", f"--gan.shared={shared}", "--rl.start_round=0"])
         algorithm, _ = flash_dmd.build(settings, model)
         losses = {update.name: update.loss for update in algorithm.updates}
         (matching, _), (gan, _) = losses["actor"].parts
