@@ -123,7 +123,8 @@ class View:
 class Algorithm:
     """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``; ``feedback`` turns
     their scores into signals (None: nothing is scored in training); the role ``result`` is what the training is for: judged on
-    held-out prompts, exported in the end (None: nothing is judged); ``views`` are judged beside it; ``alarms`` warn while it runs."""
+    held-out prompts, exported in the end (None: nothing is judged); ``views`` are judged beside it; ``alarms`` warn while it runs;
+    ``rewards`` names those that losses ask themselves, so that a report does not call them unseen."""
 
     chain: Chain
     behaviour: str
@@ -136,6 +137,7 @@ class Algorithm:
     result: str | None = ACTOR
     views: tuple[View, ...] = ()
     alarms: tuple[Alarm, ...] = ()
+    rewards: tuple[str, ...] = ()
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -105,7 +105,11 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     if algorithm.result and accelerator.is_main_process:
         with policy.storage.use(algorithm.result) as network:
             model.export(network, folder / "pipeline", student_steps(algorithm.chain))
-        summary = summarise(folder, judge=names[0], proxy=names[1])
+        trained = (*weights, *algorithm.rewards)
+        # what training asked is the proxy, wherever it stands among the judges
+        asked = [name for name in trained if name in judges.rewards and name != names[0]]
+        proxy = names[1] if names[1] in trained else next(iter(asked), names[1])
+        summary = summarise(folder, names[0], proxy, trained)
         report = write_report(folder)
         ends = "{judge_before:.3f} -> {judge_after:.3f} ({judge_gain:+.3f}".format(**summary)
         low, high = summary["judge_gain_ci95"]

@@ -196,8 +196,17 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
         result=result,
         views=student.views(settings.teacher, model, result),
         alarms=student.ALARMS,
+        rewards=asked(rl, settings.rewards),
     )
     return algorithm, FlowPolicy(model, student.storage(settings.model, settings.teacher, model, tuple(roles)), networks)
+
+
+def asked(rl: Rl, judges: config.Judges) -> tuple[str, ...]:
+    """What stage 2 ranks by, a reward that also judges under its name as a judge."""
+    if not rl.start_round:
+        return ()
+    names = {term.name: term.label or term.name for term in judges.judges}
+    return tuple(names.get(term.name, term.label or term.name) for term in rl.rewards) or (rl.latent_reward,)
 
 
 def head_of(name: str) -> Path | None:

@@ -38,10 +38,12 @@ def write_report(run: Path) -> Path:
         raise FileNotFoundError(f"{run} has no summary.json: a report needs a run that finished")
     summary = json.loads((run / "summary.json").read_text())
     judge, proxy = summary["judge"], summary["proxy"]
+    # runs of older versions always trained the proxy
+    trained = summary.setdefault("trained", [proxy])
     first, last = on_common(full_ends(evaluations))
     path = on_common(evaluations)
     _check_paired(first, last, judge)
-    verdict = hacking.verdict(first.scores, last.scores, judge, proxy)
+    verdict = hacking.verdict(first.scores, last.scores, judge, proxy, trained)
     metrics = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines() if line.strip()]
     versions = json.loads(_read(run / "versions.json") or "{}")
     context = {
@@ -49,10 +51,11 @@ def write_report(run: Path) -> Path:
         "summary": summary,
         "outcome": outcome(summary),
         "verdict": verdict,
+        "second": "trained reward" if proxy in trained else "second opinion",
         "views": views.page(run, full_ends(evaluations)[-1], judge),
         "grids": picture_grids(first, last, judge),
         "kept": as_float(summary.get("diversity_after")) / (summary.get("diversity_before") or math.nan),
-        "curves": curve_plots(path, metrics, judge, proxy),
+        "curves": curve_plots(path, metrics, summary),
         "has_metrics": bool(metrics),
         "curve_prompts": len(path[0].keys),
         "prompts": len(first.keys),
@@ -62,7 +65,9 @@ def write_report(run: Path) -> Path:
         "diversity_plot": diversity_plot(path, summary),
         "hacking_plots": hacking.figures(
             [e.scores for e in path], [f"round {e.round}" for e in path], first.scores, last.scores, judge, proxy
-        ),
+        )
+        if verdict.numbers
+        else [],
         "thresholds": {"gap": hacking.MATERIAL_GAP_Z, "rank": hacking.RANK_DROP},
         "alarms": [json.loads(line) for line in _read(run / "alarms.jsonl").splitlines() if line.strip()],
         "versions": versions,
@@ -166,10 +171,14 @@ def picture_grids(first: Evaluation, last: Evaluation, judge: str) -> list[dict[
     ]
 
 
-def curve_plots(path: list[Evaluation], metrics: list[dict[str, Any]], judge: str, proxy: str) -> list[dict[str, Any]]:
-    """Judge, trained reward, W2 and explained variance over rounds; those that the run did not measure are left out."""
+def curve_plots(path: list[Evaluation], metrics: list[dict[str, Any]], summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Judge, trained reward or second opinion, W2 and explained variance over rounds; those that the run did not measure are left out."""
     found = []
-    wanted = [(judge, plots.JUDGE, "judge and trained reward" if judge == proxy else "judge"), (proxy, plots.PROXY, "trained reward")]
+    judge, proxy, trained = summary["judge"], summary["proxy"], summary["trained"]
+    wanted = [
+        (judge, plots.JUDGE, "judge and trained reward" if judge in trained else "judge"),
+        (proxy, plots.PROXY, "trained reward" if proxy in trained else "second opinion"),
+    ]
     for name, color, role in wanted[: 1 if judge == proxy else 2]:
         if not all(name in e.scores for e in path):
             continue

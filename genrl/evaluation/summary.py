@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ def full_evaluations(run: Path) -> list[dict[str, Any]]:
     return [record for record in every if record["images"]]
 
 
-def summarise(run: Path, judge: str, proxy: str) -> dict[str, Any]:
+def summarise(run: Path, judge: str, proxy: str, trained: Sequence[str]) -> dict[str, Any]:
     """Compare the first full evaluation with the last and write ``summary.json``.
 
     Args:
-        judge: score that judges; proxy: the trained one (may be the same).
+        judge: score that judges; proxy: the trained one (may be the same), or a second opinion where none was.
+        trained: all that training asked; empty for a distillation without reinforcement learning.
     """
     evaluations = full_evaluations(run)
     before, after = evaluations[0], evaluations[-1]
@@ -49,6 +51,7 @@ def summarise(run: Path, judge: str, proxy: str) -> dict[str, Any]:
     summary = {
         "judge": judge,
         "proxy": proxy,
+        "trained": list(trained),
         "judge_before": float(np.nanmean(first)),
         "judge_after": float(np.nanmean(last)),
         "judge_gain": gain,

@@ -52,7 +52,6 @@ def _row(name: str, view: Evaluation, last: Evaluation, judge: str) -> dict[str,
         "judge": nanmean(own),
         "lead": lead,
         "diversity": nanmean(view.diversity[metric]) if metric else math.nan,
-        "images": view.images_per_prompt,
     }
 
 

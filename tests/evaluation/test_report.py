@@ -187,6 +187,27 @@ def test_verdict_reaches_the_page(tmp_path: Path, judge: float, proxy: float, pr
     assert ("not distinguishable from noise" in text) == (judge == 0)
 
 
+@pytest.mark.parametrize(
+    ("trained", "views", "lead", "words"),
+    [
+        ([], False, "Trained for 80 rounds without a reward, and judged by exact, which training did not see", "asked no reward"),
+        ([], True, "Distilled for 80 rounds without a reward", "asked no reward"),
+        (["exact"], True, "Distilled for 80 rounds, with reinforcement learning on exact, which is also the judge", "no proxy to hack."),
+        (["elsewhere"], False, "on the reward elsewhere, and judged by exact", "elsewhere was not scored"),
+    ],
+)
+def test_a_report_calls_trained_what_was_trained(tmp_path: Path, trained: list, views: bool, lead: str, words: str) -> None:
+    run = make_run(tmp_path / "run", pictures=False)
+    summary = json.loads((run / "summary.json").read_text()) | {"trained": trained}
+    (run / "summary.json").write_text(json.dumps(summary))
+    if views:
+        (run / "evaluations" / "teacher.json").write_text((run / "evaluations" / "round-00080.json").read_text())
+    text = text_of(page_of(run)).replace(" ,", ",").replace(" .", ".")
+    assert lead in text and text.count(words) == 2
+    assert "clip (second opinion)" in text and "clip, second opinion" in text and "trained reward clip" not in text
+    assert ("exact (judge and trained reward)" in text) == (trained == ["exact"])
+
+
 def test_curves_use_the_prompts_all_evaluations_share(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     found = on_common(read_evaluations(run))

@@ -47,7 +47,7 @@ def test_every_part_of_flash_dmd_learns(flash):
     assert any((actor[name] != anchor[name]).any() for name in actor), "the anchor is the student of round 3"
     assert not any("backbone" in name for name in found)
     summary = json.loads((flash / "tiny" / "summary.json").read_text())
-    assert summary["judge"] == "shapes_judge" and summary["proxy"] == "shapes_proxy"
+    assert summary["judge"] == "shapes_judge" and summary["proxy"] == "shapes_proxy" and summary["trained"] == ["shapes_proxy"]
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(flash, tmp_path):
@@ -126,6 +126,14 @@ def test_another_teacher_of_the_same_latents(tmp_path, capsys):
         tiny_runs.run_here(tiny_runs.arguments(tmp_path, "other", trainer="flash_dmd", teacher__source=str(other)))
     message = capsys.readouterr().err
     assert "do not take the same latents and prompts: in_channels: 16 and 4" in message
+
+
+def test_what_stage_two_ranks_by_is_known_to_the_report():
+    judges = config.Judges(judges=[config.Term("shapes_judge", label="truth"), config.Term("shapes_proxy")])
+    ranking = [config.Term("shapes_judge", label="ranking"), config.Term("brightness.py")]
+    assert flash_dmd.asked(flash_dmd.Rl(start_round=3, rewards=ranking), judges) == ("truth", "brightness.py")
+    assert flash_dmd.asked(flash_dmd.Rl(start_round=3, latent_reward="head.safetensors"), judges) == ("head.safetensors",)
+    assert flash_dmd.asked(flash_dmd.Rl(rewards=ranking), judges) == ()
 
 
 def test_the_gan_may_share_its_steps_with_distribution_matching():
