@@ -184,12 +184,14 @@ class Evaluation:
         small_prompts: prompts of the small evaluation, spread over the set.
         prompts: prompts of the full one; 0 takes all.
         images_per_prompt: images of each prompt in the full evaluation.
+        pictures: which evaluations keep their pictures in the run's folder.
     """
 
     every_rounds: int = 10
     small_prompts: int = 48
     prompts: int = 0
     images_per_prompt: int = 4
+    pictures: Literal["full", "all"] = "full"
 
 
 def parser_of(schema: type) -> Any:

@@ -70,7 +70,7 @@ class Recorder:
         return raised
 
     def pictures(self, name: str) -> Path:
-        """Folder for the pictures of a full evaluation."""
+        """Folder for the pictures of an evaluation."""
         return self.folder / "evaluations" / name
 
     def judged(

@@ -213,7 +213,7 @@ class Loop:
     # -- judging and keeping
 
     def judge(self, full: bool, view: View | None = None) -> None:
-        """Judge the result, or a view, on held-out prompts: all of them with pictures, or the small fixed part."""
+        """Judge the result, or a view, on held-out prompts: all of them, or the small fixed part."""
         algorithm, held_out = self.algorithm, self.task.held_out
         if algorithm.result is None:
             return
@@ -225,7 +225,7 @@ class Loop:
         images = (shown.images_per_prompt or self.evaluation.images_per_prompt) if full else 1
         protocol = Protocol(shown.chain, shown.guidance, self.chunk, self.run.seed, images)
         mine = dict(list(enumerate(chosen))[self.rank :: self.world])
-        pictures = self.recorder.pictures(shown.name) if full else None
+        pictures = self.recorder.pictures(shown.name) if full or self.evaluation.pictures == "all" else None
         rows = judge_images(self.policy, shown.role, held_out.prompts, held_out.cond, mine, self.task.judges, protocol, pictures)
         rows = gather_object(rows) if self.world > 1 else rows
         rows.sort(key=lambda row: row["place"])

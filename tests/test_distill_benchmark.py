@@ -35,9 +35,8 @@ def cost(distill):
     return importlib.import_module("_cost")
 
 
-def evaluate(folder, name, round_, judge, shade=None, layout=0.2, features=0.3, images=IMAGES):
-    """An evaluation of constant scores, with pictures of random colours around a shade where it is a full one."""
-    full = shade is not None
+def evaluate(folder, name, round_, judge, shade, layout=0.2, features=0.3, images=IMAGES, full=True):
+    """An evaluation of constant scores, with pictures of random colours around a shade."""
     chosen, count = range(PROMPTS) if full else SMALL, images if full else 1
     several = full and count > 1
     record = {
@@ -48,18 +47,17 @@ def evaluate(folder, name, round_, judge, shade=None, layout=0.2, features=0.3, 
         "prompts": [{"prompt": f"prompt {i}", "category": "one"} for i in chosen],
         "scores": {"shapes_judge": [[judge] * count for _ in chosen], "shapes_proxy": [[judge / 2] * count for _ in chosen]},
         "diversity": {"layout": [layout] * len(chosen), "features of shapes_proxy": [features] * len(chosen)} if several else {},
-        "images": f"evaluations/{name}" if full else None,
+        "images": f"evaluations/{name}",
     }
     (folder / "evaluations").mkdir(parents=True, exist_ok=True)
     (folder / "evaluations" / f"{name}.json").write_text(json.dumps(record))
-    if full:
-        pictures, rng = folder / "evaluations" / name, np.random.default_rng(0)
-        pictures.mkdir()
-        for place in chosen:
-            colour = rng.integers(0, 60, 3) + shade
-            for image in range(count):
-                pixels = np.clip(colour + rng.integers(-20, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(pictures / f"{place:05d}-{image}.png")
+    pictures, rng = folder / "evaluations" / name, np.random.default_rng(0)
+    pictures.mkdir()
+    for place in range(len(chosen)):
+        colour = rng.integers(0, 60, 3) + shade
+        for image in range(count):
+            pixels = np.clip(colour + rng.integers(-20, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(pictures / f"{place:05d}-{image}.png")
 
 
 def make_up(bench, row, seed, judges, seconds=10.0, shade=60, layout=0.2, features=0.3):
@@ -71,7 +69,7 @@ def make_up(bench, row, seed, judges, seconds=10.0, shade=60, layout=0.2, featur
     rounds = [round(settings.run.rounds * k / (len(judges) - 1)) for k in range(len(judges))]
     for number, (round_, judge) in enumerate(zip(rounds, judges, strict=True)):
         ends = number in (0, len(rounds) - 1)
-        evaluate(folder, f"round-{round_:05d}", round_, judge, shade if ends else None, layout, features)
+        evaluate(folder, f"round-{round_:05d}", round_, judge, shade, layout, features, full=ends)
     evaluate(folder, "teacher", rounds[-1], 0.8, 60)
     evaluate(folder, "teacher-4", rounds[-1], 0.4, 120, images=1)
     every = seconds / settings.run.rounds
@@ -110,15 +108,19 @@ def test_rows_and_columns(distill, finished):
     assert figures["flash"]["kid"]["mean"] == pytest.approx(0, abs=1e-9), "its pictures are the teacher's here"
     assert figures["dmd2"]["kid"]["mean"] > 0 and figures["teacher_4"]["kid"]["mean"] > 0
     first, *_ = [record for record in content["rows"] if record["row"] == "flash" and record["seed"] == 1]
-    assert np.array(first["curve"]) == pytest.approx(np.array([[0, 0.1], [15, 0.6], [30, 0.74], [45, 0.7], [60, 0.8]]))
+    curve = np.array(first["curve"])
+    assert curve[:, :2] == pytest.approx(np.array([[0, 0.1], [15, 0.6], [30, 0.74], [45, 0.7], [60, 0.8]]))
+    assert (curve[:, 2] < min(record["curve"][-1][2] for record in content["rows"] if record["row"] == "dmd2")).all()
     assert first["versions"]["command"] == "python benchmarks/distill_shapes.py" and first["versions"]["commit"] == "abc"
 
 
 def test_claims_on_made_up_runs(distill, finished):
     found = distill.result(finished, [0, 1])["claims"]
-    assert found["A"]["reached_s"] == [pytest.approx(30)] * 2 and found["A"]["numbers"]["share of the seconds"]["mean"] == pytest.approx(
-        0.3
-    )
+    assert found["A"]["reached_s"] == [pytest.approx(30)] * 2
+    numbers = found["A"]["numbers"]
+    assert numbers["share of the seconds"]["mean"] == pytest.approx(0.3)
+    assert numbers["lead at equal seconds"]["mean"] == pytest.approx(0.79 - 0.5), "after 60 seconds DMD2 is where it was after 50"
+    assert numbers["KID above DMD2's then"]["mean"] < 0
     numbers = found["B"]["numbers"]
     assert numbers["judge kept"]["mean"] == pytest.approx(0.79 / 0.8) and numbers["diversity kept"]["mean"] == pytest.approx(0.9)
     numbers = found["C"]["numbers"]
@@ -128,11 +130,12 @@ def test_claims_on_made_up_runs(distill, finished):
 
 
 def records(**figures):
-    """Row -> (judge, diversity), as records of two seeds."""
+    """Row -> (judge, diversity[, KID]), as records of two seeds."""
     rows = {}
-    for row, (judge, diversity) in figures.items():
+    for row, (judge, diversity, *far) in figures.items():
         own = {"judge": judge, "diversity": diversity, "diversity_features": 0.3, "seconds": 100.0}
-        rows[row] = [{"figures": own, "curve": [[0, 0.1], [40, judge - 0.1], [100, judge]]}] * 2
+        (distance,) = far or [0.3]
+        rows[row] = [{"figures": own, "curve": [[0, 0.1, 0.9], [40, judge - 0.1, distance], [100, judge, distance]]}] * 2
     return rows
 
 
@@ -142,7 +145,9 @@ def records(**figures):
         ({}, ""),
         ({"dmd2": (0.79, 0.2)}, "A"),
         ({"dmd2": (0.9, 0.2)}, "A"),  # never reached
-        ({"dmd2": (0.05, 0.2)}, "A"),  # by the untrained student already
+        ({"dmd2": (0.05, 0.2, 0.95)}, "A"),  # by the untrained student already
+        ({"flash": (0.8, 0.2, 0.5)}, "A"),  # the judge alone
+        ({"dmd2": (0.7, 0.2, 0.2)}, "A"),
         ({"teacher_28": (0.85, 0.2)}, "B"),
         ({"teacher_28": (0.8, 0.24)}, "B"),
         ({"flash_joint": (0.84, 0.2)}, "C"),
@@ -152,7 +157,7 @@ def records(**figures):
     ],
 )
 def test_a_claim_fails_where_it_should(distill, change, broken):
-    rows = {"dmd2": (0.7, 0.2), "teacher_28": (0.82, 0.2), "flash": (0.8, 0.2)}
+    rows = {"dmd2": (0.7, 0.2, 0.4), "teacher_28": (0.82, 0.2), "flash": (0.8, 0.2)}
     rows |= {"flash_joint": (0.9, 0.2), "flash_then_rl": (0.85, 0.2), "rl_alone": (0.4, 0.2)}
     found = distill.claims(records(**(rows | change)))
     assert [name for name, claim in found.items() if not claim["holds"]] == list(broken)
@@ -188,10 +193,10 @@ def test_finished_rows_are_reused_and_only_unfinished_ones_trained(distill, fini
         (finished.folder(row, 1) / "summary.json").unlink()
     distill.main(["--folder", str(tmp_path), "--seeds", "0", "1", "--rows", "teacher_4", "dmd2", "flash_joint"])
     plain = config.load(flash_dmd.Config, ["--config", str(finished.config("flash"))])
-    joint = f"--rl.start_round={plain.rl.start_round or plain.run.rounds // 2}"
+    pictures, joint = "--evaluation.pictures=all", f"--rl.start_round={plain.rl.start_round or plain.run.rounds // 2}"
     assert trained == [
-        ("flash_dmd", "distill_shapes_flash_seed1", ["--rl.start_round=0"]),
-        ("flash_dmd", "distill_shapes_flash_joint_seed1", [joint, "--rl.mode=joint"]),
+        ("flash_dmd", "distill_shapes_flash_seed1", [pictures, "--rl.start_round=0"]),
+        ("flash_dmd", "distill_shapes_flash_joint_seed1", [pictures, joint, "--rl.mode=joint", "--teacher.curve=[]"]),
     ]
     # what is not finished for every seed is no row
     assert list(json.loads((tmp_path / "distill_shapes.json").read_text())["figures"]) == ["dmd2", "flash_then_rl", "rl_alone"]
@@ -215,8 +220,9 @@ def test_overrides_are_for_trials(distill, tmp_path, capsys):
         distill.main(["--overrides", "run.rounds=4"])
     assert "--folder" in capsys.readouterr().err
     trial = distill.Bench("shapes", tmp_path, ("run.rounds=8", "rl.start_round=0", "fake_per_student=2"))
-    assert trial.overrides("dmd2") == ["--run.rounds=8", "--fake_per_student=2"]
-    assert trial.overrides("flash_joint") == ["--run.rounds=8", "--rl.start_round=0", "--rl.start_round=4", "--rl.mode=joint"]
+    assert trial.overrides("dmd2") == ["--run.rounds=8", "--fake_per_student=2", "--evaluation.pictures=all", "--teacher.curve=[]"]
+    own = ["--rl.start_round=4", "--rl.mode=joint", "--teacher.curve=[]"]
+    assert trial.overrides("flash_joint") == ["--run.rounds=8", "--rl.start_round=0", "--evaluation.pictures=all", *own]
 
 
 @pytest.mark.parametrize("world", ["shapes", "shapes_sdxl"])

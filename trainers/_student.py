@@ -91,7 +91,7 @@ class Matching:
     Args:
         low: earliest re-noise time: 0 is data, 1 noise, in the time that the model was trained by.
         high: latest.
-        renoise: the range of re-noise levels.
+        renoise: the range of re-noise levels; with "between" the fake keeps to it, too.
     """
 
     low: float = 0.02
@@ -191,6 +191,19 @@ def check_teacher(model: config.Model, teacher: Teacher) -> None:
     check_same_latents(source_of(model.source), source_of(teacher.source))
 
 
+def check_levels(matching: Matching, fake: Fake) -> None:
+    """Raise if the fake has two laws of its levels.
+
+    Raises:
+        ConfigError: as said.
+    """
+    if matching.renoise == "between" and fake.sigma != "model":
+        raise config.ConfigError(
+            f"matching.renoise between keeps the fake to the levels that each step crosses, so fake.sigma {fake.sigma} would not be read; "
+            "leave it out, or take another range of re-noise levels"
+        )
+
+
 def storage(settings: config.Model, teacher: Teacher, model: DiffusersModel, roles: tuple[str, ...]) -> Copies | Adapters:
     """Student and fake learn; the teacher is the model itself, or another one."""
     given = {}
@@ -214,8 +227,8 @@ def matching_loss(settings: Matching, teacher: Teacher, steps: StudentSteps, lev
     return DistributionMatching(steps, teacher.guidance, levels, settings.low, settings.high, settings.renoise)
 
 
-def fake_loss(settings: Fake, steps: StudentSteps, levels: Levels) -> ScoreMatching:
-    return ScoreMatching(steps, SigmaDensity(settings.sigma, levels=levels), settings.target)
+def fake_loss(settings: Fake, matching: Matching, steps: StudentSteps, levels: Levels) -> ScoreMatching:
+    return ScoreMatching(steps, SigmaDensity(settings.sigma, levels=levels), settings.target, matching.renoise == "between", levels)
 
 
 def fake_update(settings: Fake, learning: Learning, loss: Loss, until_round: int = 0, also: tuple[str, ...] = ()) -> Update:

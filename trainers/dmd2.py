@@ -67,6 +67,7 @@ class Config:
 
     def __post_init__(self) -> None:
         student.check_teacher(self.model, self.teacher)
+        student.check_levels(self.matching, self.fake)
 
 
 def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolicy]:
@@ -80,7 +81,7 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
     sigmas, levels = student.grid(model, settings.sampling), Levels(model.levels)
     every = StudentSteps(sigmas, tuple(range(len(sigmas) - 1)))
     losses = [(student.matching_loss(settings.matching, settings.teacher, every, levels), 1.0)]
-    scores = [(student.fake_loss(settings.fake, every, levels), 1.0)]
+    scores = [(student.fake_loss(settings.fake, settings.matching, every, levels), 1.0)]
     networks, also = {}, ()
     if gan.student_weight:
         networks[DISCRIMINATOR] = LatentHead(model.feature_width, model.feature_side, gan.width).to(model.device)

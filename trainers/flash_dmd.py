@@ -148,6 +148,7 @@ class Config:
 
     def __post_init__(self) -> None:
         student.check_teacher(self.model, self.teacher)
+        student.check_levels(self.matching, self.fake)
 
 
 def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolicy]:
@@ -161,7 +162,7 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
 
     matching = student.matching_loss(settings.matching, settings.teacher, noisy, levels)
     losses = [(matching, 1.0)]
-    updates = [student.fake_update(settings.fake, learning, student.fake_loss(settings.fake, noisy, levels), stage_1_ends)]
+    updates = [student.fake_update(settings.fake, learning, student.fake_loss(settings.fake, settings.matching, noisy, levels), stage_1_ends)]
     networks = {}
     if gan.weight:
         backbone = load_backbone(gan.backbone, gan.source)

@@ -13,9 +13,10 @@ from genrl.evaluation.statistics import paired_gain, prompt_means
 
 
 def full_evaluations(run: Path) -> list[dict[str, Any]]:
-    """The evaluations with pictures, that is over the whole held-out set, oldest first."""
+    """The evaluations with most pictures, that is over the whole held-out set, oldest first."""
     every = [json.loads(path.read_text()) for path in sorted((run / "evaluations").glob("round-*.json"))]
-    return [record for record in every if record["images"]]
+    sizes = [len(record["prompts"]) * record["images_per_prompt"] for record in every]
+    return [record for record, size in zip(every, sizes, strict=True) if size == max(sizes)]
 
 
 def summarise(run: Path, judge: str, proxy: str, trained: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from genrl.path import add_noise, to_x0, velocity_target
 from genrl.policy import ACTOR, REF, FlowPolicy
 from genrl.types import Batch, LossOutput
 
-Renoise = Literal["full", "above_next", "student_steps"]
+Renoise = Literal["full", "above_next", "between", "student_steps"]
 
 
 def surrogate(x: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,8 +51,8 @@ class DistributionMatching:
         levels: the model's own time, in which the re-noise level tau is uniform (DMD2 for SDXL, SenseFlow for SD3).
         low, high: bounds of that time (DMD2: .02 to .98).
         renoise: ``full`` between the bounds (DMD2, the default); ``above_next`` only above the level at which the student re-noises
-            this prediction anyway (TDM); ``student_steps`` at the levels of the student's own steps. Algorithm 1 of Flash-DMD
-            leaves open which is meant.
+            this prediction anyway (TDM); ``between`` also below the level at which the step starts (ours), see ``ScoreMatching``;
+            ``student_steps`` at the levels of the student's own steps. Algorithm 1 of Flash-DMD leaves open which is meant.
     """
 
     steps: StudentSteps
@@ -93,10 +93,12 @@ class DistributionMatching:
             highest = float(self.levels(torch.tensor([self.high])))
             levels = torch.tensor(self.steps.sigmas[:-1], device=uniform.device).clamp(max=highest)
             return levels[(uniform * len(levels)).long()]
-        low = torch.full_like(uniform, self.low)
-        if self.renoise == "above_next":
+        low, high = torch.full_like(uniform, self.low), torch.full_like(uniform, self.high)
+        if self.renoise in ("above_next", "between"):
             low = torch.maximum(low, self.levels.time(self.steps.after(step)).clamp(max=self.high - 1e-3))
-        return self.levels(low + (self.high - low) * uniform)
+        if self.renoise == "between":
+            high = torch.minimum(high, self.levels.time(self.steps.level(step)))
+        return self.levels(low + (high - low) * uniform)
 
 
 @dataclass(frozen=True)
@@ -105,21 +107,36 @@ class ScoreMatching:
 
     ``velocity``: mean |v - (eps - x0)|^2 (SenseFlow, SD3); ``eps``: mean |eps_hat - eps|^2 (DMD2, SDXL), the same error times
     ``(1 - sigma)^2``.
+
+    Args:
+        between: learn each step's predictions only at the levels that the step crosses, uniform in the time of ``levels``; else all at
+            the levels of ``density``. The fake is one network for all steps: what it learns at a level is the mixture of those that
+            it sees there, and a clean sample is then judged by the density of one-step predictions, too. With ``between`` every level
+            belongs to one step, and that step is all that matters there: it is noised back to its lower end anyway.
     """
 
     steps: StudentSteps
     density: SigmaDensity = field(default_factory=SigmaDensity)
     target: Literal["velocity", "eps"] = "velocity"
+    between: bool = False
+    levels: Levels = field(default_factory=Levels)
     requires = ("predictions",)
     roles = (FAKE,)
 
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
-        x0 = at(batch.signal["predictions"], self.steps.pick(batch))
+        step = self.steps.pick(batch)
+        x0 = at(batch.signal["predictions"], step)
         samples = batch.sample.tolist()
-        sigma = self.density(seeds.uniform((*batch.stream, 0), samples)).to(x0.device)
+        sigma = self._levels(step, seeds.uniform((*batch.stream, 0), samples).to(x0.device))
         eps = seeds.normal((*batch.stream, 1), samples, x0.shape[1:]).to(x0)
         v = policy.velocity(add_noise(x0, eps, sigma), sigma, batch.cond, FAKE)
         error = (v - velocity_target(x0, eps)).square().flatten(1).mean(1)
         if self.target == "eps":
             error = error * (1 - sigma).square()
         return LossOutput(error.mean())
+
+    def _levels(self, step: Tensor, uniform: Tensor) -> Tensor:
+        if not self.between:
+            return self.density(uniform)
+        low, high = (self.levels.time(end) for end in (self.steps.after(step), self.steps.level(step)))
+        return self.levels(low + (high - low) * uniform)

@@ -92,7 +92,7 @@ SHIFTED = Levels(tuple(3 * t / (1 + 2 * t) for t in torch.linspace(0, 1, 1001).t
 
 
 @pytest.mark.parametrize("levels", [Levels(), SHIFTED])
-@pytest.mark.parametrize("renoise", ["full", "above_next", "student_steps"])
+@pytest.mark.parametrize("renoise", ["full", "above_next", "between", "student_steps"])
 def test_re_noise_levels_keep_their_range(renoise, levels):
     loss = DistributionMatching(NOISY, levels=levels, renoise=renoise)
     batch = batch_of(2000, torch.zeros(2000, 4, 1, 2, 2))
@@ -103,6 +103,10 @@ def test_re_noise_levels_keep_their_range(renoise, levels):
     assert set(step.tolist()) == {0, 1, 2}
     if renoise == "above_next":
         assert (tau >= NOISY.after(step) - 1e-5).all() and (tau < NOISY.after(step) + 0.1).any()
+    elif renoise == "between":
+        assert (tau >= NOISY.after(step) - 1e-5).all() and (tau <= NOISY.level(step) + 1e-5).all()
+        share = (levels.time(tau) - levels.time(NOISY.after(step))) / (levels.time(NOISY.level(step)) - levels.time(NOISY.after(step)))
+        assert share[step > 0].mean().item() == pytest.approx(0.5, abs=0.02), "uniform in the model's time"
     elif renoise == "student_steps":
         assert {round(t, 3) for t in tau.tolist()} == {round(top, 3), 0.9, 0.75, 0.5}
     else:
@@ -138,6 +142,25 @@ def test_the_fake_learns_the_students_distribution(target):
     mean, std = policy.parameters(FAKE)
     assert mean.item() == pytest.approx(0.7, abs=0.04) and std.abs().item() == pytest.approx(0.5, abs=0.04)
     assert all(p.grad is None for role in (ACTOR, REF) for p in policy.parameters(role))
+
+
+@pytest.mark.parametrize("levels", [Levels(), SHIFTED])
+def test_between_the_fake_learns_each_step_where_it_is_asked_about_it(levels):
+    """One law of the levels, for matching and for the fake: those that the sample's step crosses."""
+    whole = StudentSteps(GRID, (0, 1, 2, 3))
+    loss = ScoreMatching(whole, between=True, levels=levels)
+    batch = batch_of(4000, torch.zeros(4000, 4, 1, 2, 2))
+    seen = {}
+    policy = gaussian_policy(ROLES)
+    velocity = policy.velocity
+    policy.velocity = lambda x, sigma, cond, role: seen.setdefault("sigma", sigma) is not None and velocity(x, sigma, cond, role)
+    loss(policy, batch)
+    step, sigma = whole.pick(batch), seen["sigma"]
+    assert (sigma >= whole.after(step) - 1e-5).all() and (sigma <= whole.level(step) + 1e-5).all()
+    matching = DistributionMatching(whole, levels=levels, renoise="between", low=1e-4, high=1.0)
+    for k in range(4):
+        asked, learned = levels.time(matching._levels(batch, step)[step == k]), levels.time(sigma[step == k])
+        assert asked.mean().item() == pytest.approx(learned.mean().item(), abs=0.02)
 
 
 def test_a_student_follows_its_teacher():
