@@ -7,7 +7,8 @@
 Runs live in ``runs/``; a finished one is reused, an interrupted one goes on. Writes ``benchmarks/results/distill_<world>.json`` from
 all rows that are finished for these seeds, and the table between README's markers. Columns:
 
-* judge, proxy, diversity: last full evaluation, all held-out prompts; the teachers' from the views that the stage-1 run leaves behind.
+* judge, proxy, diversity: last full evaluation, all held-out prompts; the teachers' from the views that the run ``flash`` leaves
+  behind, without which no row of its seed is measured.
 * KID against the teacher's 28-step pictures of the same prompts and starting noise, in the space of the five proxies:
   features scaled so that the kernel is ``(mean of the five cosines + 1)^3``, pictures of one prompt not compared with each other.
 * updates x batch: optimiser steps of the generator, mean samples in each. Network passes: see ``_cost.py``. Seconds: of the rounds.
@@ -40,12 +41,12 @@ from genrl.trainers import dmd2, flash_dmd
 from genrl.worlds.shapes.proxies import MEMBERS, load_proxy
 
 TRAINED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dmd2": ("dmd2", ("teacher.curve=[]",)),
+    "dmd2": ("dmd2", ("teacher.steps=0",)),
     "flash": ("flash_dmd", ("rl.start_round=0",)),
-    "flash_joint": ("flash_dmd", ("rl.start_round={n1}", "rl.mode=joint", "teacher.curve=[]")),
-    "flash_then_rl": ("flash_dmd", ("rl.start_round={n1}", "rl.mode=sequential", "teacher.curve=[]")),
+    "flash_joint": ("flash_dmd", ("rl.start_round={n1}", "rl.mode=joint", "teacher.steps=0")),
+    "flash_then_rl": ("flash_dmd", ("rl.start_round={n1}", "rl.mode=sequential", "teacher.steps=0")),
     # as many updates by preference as the other two have; its first round is one of distillation, which starts the reference
-    "rl_alone": ("flash_dmd", ("rl.start_round=1", "rl.mode=sequential", "run.rounds={n2}", "teacher.curve=[]")),
+    "rl_alone": ("flash_dmd", ("rl.start_round=1", "rl.mode=sequential", "run.rounds={n2}", "teacher.steps=0")),
 }
 """Row -> trainer, what it changes of configs/<trainer>/<world>.yaml. ``n1`` is that file's rl.start_round, or half its rounds; ``n2`` one
 more than the rounds that are left then."""
@@ -116,7 +117,8 @@ class Bench:
         """A finished row's figures for a seed; None where a column does not apply."""
         folder = self.folder(row, seed)
         summary = json.loads((folder / "summary.json").read_text())
-        teacher = view(folder, "teacher")
+        # the same prompts and starting noise in every run of a seed
+        teacher = view(self.folder("flash", seed), "teacher")
         evaluations = read_evaluations(folder)
         shown = view(folder, VIEWS[row]) if row in VIEWS else evaluations[-1]
         diversity = {name: float(np.nanmean(values)) for name, values in shown.diversity.items()}
@@ -144,7 +146,7 @@ class Bench:
 def view(folder: Path, name: str) -> Evaluation:
     path = folder / "evaluations" / f"{name}.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: teacher.steps must not be 0, and teacher.curve must have the steps of {name}")
+        raise FileNotFoundError(f"{path} is not there: the config must have teacher.steps and teacher.curve that draw {name}")
     return evaluation_of(folder, json.loads(path.read_text()))
 
 
@@ -241,8 +243,8 @@ def claims(rows: Records) -> dict[str, Any]:
 
 
 def result(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
-    """The result file's content: every row that is finished for all seeds."""
-    done = [row for row in ROWS if all(bench.finished(row, seed) for seed in seeds)]
+    """The result file's content: every row that is finished for all seeds, once ``flash`` is."""
+    done = [row for row in ROWS if all(bench.finished(one, seed) for one in ("flash", row) for seed in seeds)]
     rows = {row: [bench.measure(row, seed) for seed in seeds] for row in done}
     figures = {}
     for row, records in rows.items():
@@ -291,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = (args.folder or RESULTS) / f"distill_{args.world}.json"
     if not args.readme:
         bench = Bench(args.world, (args.folder or ROOT / "runs").resolve(), tuple(args.overrides))
-        for row in args.rows:
+        for row in dict.fromkeys(["flash", *args.rows]):
             for seed in args.seeds:
                 bench.train(row, seed)
         save(path, result(bench, args.seeds))

@@ -196,7 +196,7 @@ def test_finished_rows_are_reused_and_only_unfinished_ones_trained(distill, fini
     pictures, joint = "--evaluation.pictures=all", f"--rl.start_round={plain.rl.start_round or plain.run.rounds // 2}"
     assert trained == [
         ("flash_dmd", "distill_shapes_flash_seed1", [pictures, "--rl.start_round=0"]),
-        ("flash_dmd", "distill_shapes_flash_joint_seed1", [pictures, joint, "--rl.mode=joint", "--teacher.curve=[]"]),
+        ("flash_dmd", "distill_shapes_flash_joint_seed1", [pictures, joint, "--rl.mode=joint", "--teacher.steps=0"]),
     ]
     # what is not finished for every seed is no row
     assert list(json.loads((tmp_path / "distill_shapes.json").read_text())["figures"]) == ["dmd2", "flash_then_rl", "rl_alone"]
@@ -220,8 +220,8 @@ def test_overrides_are_for_trials(distill, tmp_path, capsys):
         distill.main(["--overrides", "run.rounds=4"])
     assert "--folder" in capsys.readouterr().err
     trial = distill.Bench("shapes", tmp_path, ("run.rounds=8", "rl.start_round=0", "fake_per_student=2"))
-    assert trial.overrides("dmd2") == ["--run.rounds=8", "--fake_per_student=2", "--evaluation.pictures=all", "--teacher.curve=[]"]
-    own = ["--rl.start_round=4", "--rl.mode=joint", "--teacher.curve=[]"]
+    assert trial.overrides("dmd2") == ["--run.rounds=8", "--fake_per_student=2", "--evaluation.pictures=all", "--teacher.steps=0"]
+    own = ["--rl.start_round=4", "--rl.mode=joint", "--teacher.steps=0"]
     assert trial.overrides("flash_joint") == ["--run.rounds=8", "--rl.start_round=0", "--evaluation.pictures=all", *own]
 
 
