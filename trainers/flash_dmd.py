@@ -162,7 +162,9 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
 
     matching = student.matching_loss(settings.matching, settings.teacher, noisy, levels)
     losses = [(matching, 1.0)]
-    updates = [student.fake_update(settings.fake, learning, student.fake_loss(settings.fake, settings.matching, noisy, levels), stage_1_ends)]
+    updates = [
+        student.fake_update(settings.fake, learning, student.fake_loss(settings.fake, settings.matching, noisy, levels), stage_1_ends)
+    ]
     networks = {}
     if gan.weight:
         backbone = load_backbone(gan.backbone, gan.source)
