@@ -106,6 +106,7 @@ def test_lora_keeps_one_base_for_teacher_student_and_fake(tmp_path):
         ("flash_dmd", {"rl__rewards": "[]"}, "name rl.rewards or an rl.latent_reward"),
         ("flash_dmd", {"teacher__source": "/no/teacher"}, "/no/teacher"),
         ("flash_dmd", {"teacher__source": "shapes", "model__tune": "lora"}, "share one base"),
+        ("flash_dmd", {"matching__renoise": "between", "fake__sigma": "logit_normal"}, "would not be read"),
         ("dmd2", {"model__tune": "lora", "model__gradient_checkpointing": True}, "gan.student_weight 0"),
     ],
 )
