@@ -199,7 +199,9 @@ def test_finished_rows_are_reused_and_only_unfinished_ones_trained(distill, fini
         ("flash_dmd", "distill_shapes_flash_joint_seed1", [pictures, joint, "--rl.mode=joint", "--teacher.steps=0"]),
     ]
     # what is not finished for every seed is no row
-    assert list(json.loads((tmp_path / "distill_shapes.json").read_text())["figures"]) == ["dmd2", "flash_then_rl", "rl_alone"]
+    assert json.loads((tmp_path / "distill_shapes.json").read_text())["figures"] == {}, "the teacher is drawn with flash"
+    (finished.folder("flash", 1) / "summary.json").write_text((finished.folder("flash", 0) / "summary.json").read_text())
+    assert list(distill.result(finished, [0, 1])["figures"]) == ["teacher_28", "teacher_4", "dmd2", "flash", "flash_then_rl", "rl_alone"]
 
 
 def test_a_run_under_other_settings_is_not_taken(distill, finished):
