@@ -20,7 +20,7 @@ PUBLIC = {
     "Slow": "genrl.algorithm",
     "FlowPolicy": "genrl.policy",
     "OdeChain": "genrl.chain",
-    "RewardPool": "genrl.reward",
+    "RewardPool": "genrl.pool",
     "load_reward": "genrl.reward",
     "load_prompts": "genrl.data",
 }

@@ -70,7 +70,8 @@ def score(args: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from genrl.reward import RewardPool, load_reward
+    from genrl.pool import RewardPool
+    from genrl.reward import load_reward
 
     pool = RewardPool({args.reward: load_reward(args.reward)}, batch=1, min_valid=0.0)
     for path in args.images:

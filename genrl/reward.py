@@ -1,15 +1,24 @@
-"""The reward contract, how a reward is found, and the pool that scores with several.
+"""The reward contract, and how a reward is found.
 
 A reward is any callable
 
     reward(images, prompts, metadata) -> scores
 
 ``images`` float ``[B, 3, H, W]`` in [0, 1]; ``prompts`` B strings; ``metadata`` B mappings (what the prompt file says beside
-the prompt). ``scores`` are B numbers, larger is better: a tensor, an array or a list. NaN (or None) says "cannot score";
-the sample is then left out of learning. It is never a zero. A reward knows no trainer and runs alone, in a notebook say.
+the prompt). ``scores`` are B numbers, larger is better: a tensor of any type on any device, an array or a list. NaN (or None) says
+"cannot score"; the sample is then left out of learning. It is never a zero. A reward knows no trainer and runs alone, in a
+notebook say. What it wants beyond that it says in an attribute ``about`` (``About``), which is checked before a run begins.
 
-A class is instantiated with the options of the config; a function is used as it is. Names are looked up in this order:
-built in -> entry point of the group ``genrl.rewards`` -> ``package.module:Name`` -> ``path/to/file.py:Name``.
+Three further kinds, named by ``about.kind``, differ in what one call holds:
+
+* ``group``: the same call, but all B images are those of one prompt: a score may depend on its siblings.
+* ``pairwise``: a preference model. ``reward.compare(first, second, prompts, metadata)`` gives the probability in [0, 1] that ``first[i]``
+  is preferred to ``second[i]``; ``genrl.preference`` makes a group reward of it.
+* ``latent``: scores noisy latents, ``reward.score_latents(x, sigma, prompts)`` with ``x [B, C, h, w]`` at levels ``sigma [B]`` in
+  flow coordinates; used where candidates are ranked inside a model's own latent space.
+
+A name is looked up in this order: built in -> entry point of the group ``genrl.rewards`` -> ``package.module:Name`` ->
+``path/to/file.py:Name``. It may name a class or a factory, which are called with the options of the config, or the function itself.
 """
 
 from __future__ import annotations
@@ -19,16 +28,19 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Reward = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Any]
+Kind = Literal["pointwise", "group", "pairwise", "latent"]
 
 BUILT_IN = {
     "clip_score": "genrl.rewards.clip_score:ClipScore",
@@ -44,35 +56,112 @@ class RewardError(RuntimeError):
     """A reward that cannot be found, or that broke its contract; the message names it and says what to do."""
 
 
+@dataclass(frozen=True)
+class About:
+    """What a reward says of itself; every field may be left out.
+
+    Args:
+        kind: what one call holds, see the module's first lines.
+        metadata: keys that the metadata of every prompt must have.
+        reads_prompt: the score depends on the prompt, so exchanging prompts must lower it.
+        differentiable: scores carry a gradient to images that require one.
+        bounds: no score lies outside.
+        scale: what public trainers divide this score by before they add it to others.
+        weights: hub ids of the published weights.
+        license: of the weights.
+        packages: distributions that must be installed, beyond genrl's own.
+        source: paper or repository.
+        golden: known scores as (picture of ``genrl.doctor``, prompt, score, tolerance).
+    """
+
+    kind: Kind = "pointwise"
+    metadata: tuple[str, ...] = ()
+    reads_prompt: bool = True
+    differentiable: bool = False
+    bounds: tuple[float, float] | None = None
+    scale: float = 1.0
+    weights: tuple[str, ...] = ()
+    license: str = "none needed"
+    packages: tuple[str, ...] = ()
+    source: str = ""
+    golden: tuple[tuple[str, str, float, float], ...] = ()
+
+
+def about(reward: Any) -> About:
+    """What a reward says of itself; the defaults for one that says nothing.
+
+    Raises:
+        RewardError: its ``about`` is something else, or its kind lacks the method that goes with it.
+    """
+    said = getattr(reward, "about", None) or About()
+    if not isinstance(said, About):
+        raise RewardError(f"{_called(reward)}.about must be a genrl.reward.About; got {type(said).__name__}")
+    method = {"pairwise": "compare", "latent": "score_latents"}.get(said.kind)
+    if method and not callable(getattr(reward, method, None)):
+        raise RewardError(f"{_called(reward)} says that it is {said.kind}, and has no method {method!r}")
+    if not method and not callable(reward):
+        raise RewardError(f"{_called(reward)} cannot be called; a reward is reward(images, prompts, metadata) -> scores")
+    return said
+
+
+def check_metadata(name: str, reward: Any, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+    """Raise ``RewardError`` where a prompt lacks what the reward reads from its metadata."""
+    wanted = about(reward).metadata
+    for prompt, given in zip(prompts, metadata, strict=True):
+        if missing := [key for key in wanted if key not in given]:
+            raise RewardError(
+                f"reward {name!r} reads {', '.join(map(repr, wanted))} from each prompt's metadata; the prompt {prompt!r} lacks "
+                f"{', '.join(map(repr, missing))}. Use a prompt file that has it, or another reward"
+            )
+
+
 def reward_names() -> dict[str, str]:
     """Every reward known by name, built in or installed by other packages, and where it lives. Imports none of them."""
-    return BUILT_IN | {point.name: point.value for point in entry_points(group=GROUP)}
+    return BUILT_IN | {_plain(point.name): point.value for point in entry_points(group=GROUP)}
 
 
-def load_reward(name: str, **options: Any) -> Reward:
+def load_reward(name: str, **options: Any) -> Any:
     """Find a reward and make it ready.
+
+    Names are the same in either case, with ``-`` and ``_``. A function that can be called with the options alone is a factory, and so
+    is a class; of any other function the options are bound.
 
     Raises:
         RewardError: unknown name (near ones are listed), or its module, class or options fail.
     """
     known = reward_names()
-    where = known.get(name, name)
+    where = known.get(_plain(name), name)
     module_name, colon, attribute = where.rpartition(":")
     if not colon:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(_plain(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
         raise RewardError(f"no reward named {name!r}; {hint} (or give package.module:Name, or path/to/file.py:Name)")
     try:
         found: Any = getattr(_import(module_name), attribute)
-        # the options of a plain function are bound to it; a class or factory is called with them
-        if inspect.isclass(found):
-            made: Any = found(**options)
-            return made
-        return (lambda *args: found(*args, **options)) if options else found
+        made = found(**options) if inspect.isclass(found) or _is_factory(found, options) else found
+        if made is found and options:
+            made = partial(found, **options)
+            made.about = about(found)  # type: ignore[attr-defined]
+        about(made)
+        return made
     except RewardError:
         raise
     except Exception as error:
         raise RewardError(f"reward {name!r} ({where}) could not be loaded: {type(error).__name__}: {error}") from error
+
+
+def _is_factory(found: Any, options: Mapping[str, Any]) -> bool:
+    if not inspect.isfunction(found):
+        return False
+    signature = inspect.signature(found)
+    if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()) or "images" in signature.parameters:
+        return False
+    try:
+        signature.bind(**options)
+    except TypeError:
+        # three parameters and more are images, prompts and metadata: a wrong option of a factory is told by calling it
+        return len(signature.parameters) < 3
+    return True
 
 
 def _import(module: str) -> Any:
@@ -88,8 +177,21 @@ def _import(module: str) -> Any:
     return loaded
 
 
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _called(reward: Any) -> str:
+    return getattr(reward, "__name__", type(reward).__name__)
+
+
 def check_scores(name: str, scores: Any, count: int) -> Tensor:
-    """The scores as ``[count]`` float32 on the CPU, or a RewardError that says what came instead."""
+    """The scores as ``[count]`` float32 on the CPU, or a RewardError that says what came instead.
+
+    ``(scores, info)``, as rewards of DDPO's line return it, counts as its scores.
+    """
+    if isinstance(scores, tuple) and len(scores) == 2 and isinstance(scores[1], Mapping):
+        scores = scores[0]
     if isinstance(scores, Tensor):
         scores = scores.detach().float().cpu()
     else:
@@ -102,48 +204,3 @@ def check_scores(name: str, scores: Any, count: int) -> Tensor:
     if scores.ndim != 1 or len(scores) != count:
         raise RewardError(f"reward {name!r} must return {count} scores, one per image, shape [{count}]; got shape {list(scores.shape)}")
     return torch.where(scores.isinf(), math.nan, scores)
-
-
-class RewardPool:
-    """Scores images with several rewards; raw scores, apart.
-
-    Args:
-        rewards: label -> reward.
-        batch: images per call.
-        min_valid: share of images a reward must be able to score; below it the run stops.
-    """
-
-    def __init__(self, rewards: Mapping[str, Reward], batch: int = 32, min_valid: float = 0.5):
-        self.rewards = dict(rewards)
-        self.batch = batch
-        self.min_valid = min_valid
-
-    @torch.no_grad()
-    def score(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Raw scores ``[B]`` per label, NaN where a reward could not score.
-
-        Raises:
-            RewardError: a reward raised, returned the wrong shape, or could score too few.
-        """
-        scores = {}
-        for name, reward in self.rewards.items():
-            parts = []
-            for start in range(0, len(images), self.batch):
-                rows = slice(start, start + self.batch)
-                try:
-                    got = reward(images[rows], prompts[rows], metadata[rows])
-                except Exception as error:
-                    raise RewardError(f"reward {name!r} raised {type(error).__name__}: {error}") from error
-                parts.append(check_scores(name, got, len(prompts[rows])))
-            scores[name] = torch.cat(parts)
-            valid = scores[name].isfinite().float().mean().item()
-            if valid < self.min_valid:
-                raise RewardError(
-                    f"reward {name!r} could score only {valid:.0%} of {len(images)} images (at least {self.min_valid:.0%} wanted)"
-                )
-        return scores
-
-
-def weighted_sum(scores: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """``sum_k w_k r_k`` ``[B]``; NaN where any reward with a weight is NaN."""
-    return torch.stack([scores[name] * weight for name, weight in weights.items()]).sum(0)

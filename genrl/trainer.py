@@ -24,8 +24,8 @@ from genrl.data import PromptSet, prompts_of_round
 from genrl.evaluation.judging import Protocol, judge_images
 from genrl.learner import Learner
 from genrl.policy import FlowPolicy
+from genrl.pool import RewardPool, weighted_sum
 from genrl.recorder import Recorder, describe, progress_bar
-from genrl.reward import RewardPool, weighted_sum
 from genrl.rollout import RECORDS, decode, rollout
 from genrl.types import Batch, Trajectory
 

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from genrl.reward import BUILT_IN, RewardError, RewardPool, check_scores, load_reward, reward_names, weighted_sum
+from genrl.pool import RewardPool, weighted_sum
+from genrl.reward import BUILT_IN, RewardError, check_scores, load_reward, reward_names
 
 IMAGES, PROMPTS, META = torch.rand(5, 3, 8, 8), ["a"] * 5, [{}] * 5
 

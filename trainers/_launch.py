@@ -28,7 +28,8 @@ from genrl.learner import TrainingError
 from genrl.models import load_generator
 from genrl.models._diffusers import DiffusersModel, ModelError, lora_config
 from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
-from genrl.reward import RewardError, RewardPool, load_reward
+from genrl.pool import RewardPool
+from genrl.reward import RewardError, load_reward
 from genrl.trainer import Task, fit
 from genrl.worlds.shapes import PIPELINES
 from genrl.worlds.shapes.scenes import random_scene, render

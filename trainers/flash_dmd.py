@@ -37,7 +37,8 @@ from genrl.models.backbones import check_backbone, load_backbone
 from genrl.models.lrm import LatentRewardXL, LrmRanker
 from genrl.models.sdxl import SDXL
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
-from genrl.reward import RewardPool, load_reward
+from genrl.pool import RewardPool
+from genrl.reward import load_reward
 from genrl.trainers import _student as student
 from genrl.trainers._launch import launch
 

@@ -15,7 +15,7 @@ from genrl import seeds
 from genrl.chain import Chain
 from genrl.evaluation.diversity import feature_diversity, layout_diversity
 from genrl.policy import FlowPolicy
-from genrl.reward import RewardPool
+from genrl.pool import RewardPool
 from genrl.rollout import decode, rollout
 from genrl.types import Conditioning, Prompt
 

@@ -29,7 +29,7 @@ from genrl import seeds
 from genrl.losses.latent_reward import LATENT_REWARD, latent_score
 from genrl.losses.student import StudentSteps, at, predict
 from genrl.policy import ACTOR, REF, FlowPolicy
-from genrl.reward import RewardPool, weighted_sum
+from genrl.pool import RewardPool, weighted_sum
 from genrl.types import Batch, LossOutput
 
 ANCHOR = "anchor"

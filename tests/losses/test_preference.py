@@ -10,7 +10,7 @@ from genrl.losses.latent_reward import LATENT_REWARD
 from genrl.losses.preference import ANCHOR, LatentPreference, PixelRanker, log_ratio_difference
 from genrl.losses.student import StudentSteps
 from genrl.policy import ACTOR, REF
-from genrl.reward import RewardPool
+from genrl.pool import RewardPool
 from genrl.types import Prompt
 
 GRID = (1.0, 0.9, 0.75, 0.5, 0.0)
