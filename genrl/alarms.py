@@ -44,3 +44,32 @@ class Alarms:
                 self._raised.add(alarm)
                 found.append(alarm.words.format(value=f"{mean:.3g}"))
         return found
+
+
+SHARE = "mix/share/"
+MEMORY, LEAD = 0.8, 0.1
+
+
+class Leader:
+    """Which of several rewards decides the ranking within groups, smoothed over rounds: policies jump when that changes (ours).
+
+    A new leader must be ``LEAD`` ahead of the old one in the moving average, which keeps ``MEMORY`` a round.
+    """
+
+    def __init__(self) -> None:
+        self._shares: dict[str, float] = {}
+        self._leader = ""
+
+    def hear(self, metrics: Mapping[str, float | None]) -> list[str]:
+        """Words, if another reward than before decides now."""
+        now = {name.removeprefix(SHARE): value for name, value in metrics.items() if name.startswith(SHARE) and value is not None}
+        if not now:
+            return []
+        self._shares = {name: MEMORY * self._shares.get(name, value) + (1 - MEMORY) * value for name, value in now.items()}
+        first = max(self._shares, key=lambda name: self._shares[name])
+        before, self._leader = self._leader, self._leader or first
+        if not before or self._shares[first] < self._shares.get(before, 0.0) + LEAD:
+            return []
+        self._leader = first
+        told = ", ".join(f"{name} {share:.0%}" for name, share in self._shares.items())
+        return [f"{first} decides now what is better within a group, and no longer {before} ({told}): what is learned changes with it"]

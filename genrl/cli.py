@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -22,15 +24,14 @@ def main(arguments: list[str] | None = None) -> None:
     sub.add_argument("--images", type=int, default=1, help="pictures per prompt")
     sub.set_defaults(call=sample)
     sub = commands.add_parser("score", help="score pictures with a reward")
-    sub.add_argument("reward", help="a name (see genrl rewards), package.module:Name or file.py:Name")
+    sub.add_argument("reward", help=NAME)
     sub.add_argument("images", nargs="+", type=Path)
     sub.add_argument("--prompt", required=True, help="the prompt of all these pictures")
     sub.set_defaults(call=score)
     sub = commands.add_parser("report", help="write a run's report.html again")
     sub.add_argument("run", type=Path)
     sub.set_defaults(call=report)
-    sub = commands.add_parser("rewards", help="list the rewards known by name")
-    sub.set_defaults(call=rewards)
+    rewards_commands(commands.add_parser("rewards", help="list, look up, examine and serve rewards"))
     sub = commands.add_parser("config", help="print a trainer's settings with their defaults")
     sub.add_argument("trainer", help="ac_flow, flash_dmd, dmd2 or latent_reward")
     sub.set_defaults(call=config)
@@ -44,8 +45,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     from genrl.chain import OdeChain
-    from genrl.evaluation.judging import to_pil
     from genrl.models import load_generator
+    from genrl.pixels import to_pil
     from genrl.policy import ACTOR, Copies, FlowPolicy
     from genrl.rollout import decode, rollout
     from genrl.types import Prompt
@@ -59,24 +60,24 @@ def sample(args: argparse.Namespace) -> None:
     chain, cond, prompts = OdeChain(model.sigmas(args.steps)), model.encode(texts), [Prompt(text) for text in texts]
     done = rollout(policy, chain, prompts, cond, role=ACTOR, key=(args.seed,), samples=numbers, groups=numbers, guidance=args.guidance)
     args.out.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(decode(policy, done.x0)):
+    for number, picture in enumerate(to_pil(decode(policy, done.x0))):
         path = args.out / f"{number:05d}.png"
-        to_pil(image).save(path)
+        picture.save(path)
         print(f"{path}  {texts[number]}")
 
 
 def score(args: argparse.Namespace) -> None:
-    import numpy as np
-    import torch
     from PIL import Image
 
+    from genrl.pixels import from_pil
     from genrl.pool import RewardPool
     from genrl.reward import load_reward
 
-    pool = RewardPool({args.reward: load_reward(args.reward)}, batch=1, min_valid=0.0)
+    pool = RewardPool({args.reward: load_reward(args.reward)}, min_valid=0.0)
     for path in args.images:
-        pixels = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)[None].float() / 255
-        print(f"{pool.score(pixels, [args.prompt], [{}])[args.reward].item():.4f}  {path}")
+        with Image.open(path) as picture:
+            print(f"{pool.score(from_pil([picture]), [args.prompt], [{}])[args.reward].item():.4f}  {path}")
+    pool.close()
 
 
 def report(args: argparse.Namespace) -> None:
@@ -85,11 +86,70 @@ def report(args: argparse.Namespace) -> None:
     print(write_report(args.run))
 
 
-def rewards(args: argparse.Namespace) -> None:
+def rewards_commands(parser: argparse.ArgumentParser) -> None:
+    """``genrl rewards list | info | doctor | serve``."""
+    parser.set_defaults(call=rewards_list)
+    commands = parser.add_subparsers(metavar="command")
+    commands.add_parser("list", help="those known by name (the default); imports none of them").set_defaults(call=rewards_list)
+    sub = commands.add_parser("info", help="what a reward says of itself: kind, bounds, weights, licence, options")
+    sub.add_argument("reward", help=NAME)
+    sub.set_defaults(call=rewards_info)
+    sub = commands.add_parser("doctor", help="load a reward and see whether it is what it says; exit code 1 if not")
+    sub.add_argument("reward", help=NAME)
+    sub.add_argument("--options", type=_json, default={}, help="the reward's options, as JSON")
+    sub.add_argument("--size", type=int, default=512, help="side of the pictures it is shown")
+    sub.add_argument("--pictures", type=Path, help='pictures of your own: JSON lines with "image", "prompt", and metadata')
+    sub.set_defaults(call=rewards_doctor)
+    sub = commands.add_parser("serve", help="answer over HTTP, for the reward named http")
+    sub.add_argument("reward", help=NAME)
+    sub.add_argument("--options", type=_json, default={}, help="the reward's options, as JSON")
+    sub.add_argument("--host", default="127.0.0.1", help="other addresses than this machine's own need a token")
+    sub.add_argument("--port", type=int, default=8765)
+    sub.add_argument("--token-env", default="", help="environment variable that holds the token clients must send")
+    sub.add_argument("--max-mb", type=int, default=256, help="largest request")
+    sub.set_defaults(call=rewards_serve)
+
+
+NAME = "a name (see genrl rewards), package.module:Name or file.py:Name"
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError('wants an object: {"model": "path"}')
+    return found
+
+
+def rewards_list(args: argparse.Namespace) -> None:
     from genrl.reward import reward_names
 
     for name, where in sorted(reward_names().items()):
-        print(f"{name:16}{where}")
+        print(f"{name:20}{where}")
+
+
+def rewards_info(args: argparse.Namespace) -> None:
+    from genrl.reward import describe
+
+    print(describe(args.reward))
+
+
+def rewards_doctor(args: argparse.Namespace) -> None:
+    from genrl.doctor import examine
+
+    findings = examine(args.reward, args.options, args.size, args.pictures)
+    for finding in findings:
+        print(f"{finding.status:5} {finding.check:18}{finding.words}")
+    if any(finding.status == "fail" for finding in findings):
+        raise SystemExit(1)
+
+
+def rewards_serve(args: argparse.Namespace) -> None:
+    from genrl.remote.server import serve
+
+    serve(args.reward, args.options, args.host, args.port, args.token_env, args.max_mb)
 
 
 def config(args: argparse.Namespace) -> None:

@@ -133,14 +133,48 @@ class Term:
     Args:
         name: built-in name, entry point, package.module:Name or path/to/file.py:Name.
         label: what it is called in logs and reports; its name if empty.
-        weight: its factor in the trained sum.
+        weight: its factor in the trained sum; 0 leaves it out.
         options: passed to the reward.
+        where: here; process, one of its own, restarted if it dies; or environment, a process in a virtual environment of its own.
+        requirements: what pip installs into that environment, on top of what is installed here.
+        witness: as a judge, the hacking alarm listens to it; false keeps a judge for the end, untouched by any decision.
+        mean: subtracted from scores where rewards.mix.normalise is fixed.
+        std: what they are then divided by.
+        floor: least score, unnormalised, for the rules gated and constrained; null is for constrained the mean of the first round.
     """
 
     name: str = "shapes_judge"
     label: str = ""
     weight: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
+    where: Literal["here", "process", "environment"] = "here"
+    requirements: list[str] = field(default_factory=list)
+    witness: bool = True
+    mean: float = 0.0
+    std: float = 1.0
+    floor: float | None = None
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How several rewards become one; formulas in genrl/rules.py.
+
+    Args:
+        rule: for one target's ensemble mean to entropic, for different aims weighted_sum or product to constrained.
+        normalise: by the mean and std given (fixed), within a prompt's samples (group), of all rounds so far and this one (running) or
+            of the first round (base); null is fixed for weighted_sum, product and gated, group for gdpo, base for all others.
+        coefficient: of uncertain (null: .1), nominal_worst (.5), lower_bound and entropic (1), product (.001), constrained (.9).
+        penalty: reward of a sample below a floor of gated; null is the lowest main reward of the round.
+        dual_lr: step of the multipliers of constrained, per round and standard deviation below a floor.
+    """
+
+    rule: Literal[
+        "weighted_sum", "mean", "worst", "uncertain", "lower_bound", "nominal_worst", "entropic", "product", "gated", "gdpo", "constrained"
+    ] = "weighted_sum"
+    normalise: Literal["none", "fixed", "group", "running", "base"] | None = None
+    coefficient: float | None = None
+    penalty: float | None = None
+    dual_lr: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -148,16 +182,20 @@ class Rewards:
     """What is learned from, and what is only watched.
 
     Args:
-        train: rewards whose weighted sum is learned from.
+        train: rewards that are learned from, together.
+        mix: how they become one.
         judges: rewards that only judge; the first is the judge of reports.
         batch: images per call.
         min_valid: share of images a reward must be able to score.
+        cache: SQLite file that remembers the scores of evaluations, so that the same pictures are scored once; empty for none.
     """
 
     train: list[Term] = field(default_factory=lambda: [Term()])
+    mix: Mix = field(default_factory=Mix)
     judges: list[Term] = field(default_factory=list)
     batch: int = 32
     min_valid: float = 0.5
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,11 +206,13 @@ class Judges:
         judges: rewards to evaluate with; the first is the judge of reports.
         batch: images per call.
         min_valid: share of images a reward must be able to score.
+        cache: SQLite file that remembers the scores of evaluations, so that the same pictures are scored once; empty for none.
     """
 
     judges: list[Term] = field(default_factory=lambda: [Term()])
     batch: int = 32
     min_valid: float = 0.5
+    cache: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +222,7 @@ class Evaluation:
     Args:
         every_rounds: interval of the small evaluation.
         small_prompts: prompts of the small evaluation, spread over the set.
+        small_images: images of each prompt in the small evaluation; with one, the hacking alarm does not hear diversity.
         prompts: prompts of the full one; 0 takes all.
         images_per_prompt: images of each prompt in the full evaluation.
         pictures: which evaluations keep their pictures in the run's folder.
@@ -189,6 +230,7 @@ class Evaluation:
 
     every_rounds: int = 10
     small_prompts: int = 48
+    small_images: int = 2
     prompts: int = 0
     images_per_prompt: int = 4
     pictures: Literal["full", "all"] = "full"

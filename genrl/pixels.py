@@ -49,8 +49,9 @@ def resize(images: Images, height: int, width: int) -> Images:
 def shortest_side(images: Images, size: int) -> Images:
     """Shortest side to ``size``, then the middle ``size x size``: CLIP's."""
     height, width = images.shape[-2:]
-    scale = size / min(height, width)
-    images = resize(images, max(size, int(height * scale)), max(size, int(width * scale)))
+    short = min(height, width)
+    # whole numbers: size / short * long may come out a hair below one, and lose a pixel
+    images = resize(images, size * height // short, size * width // short)
     top, left = round((images.shape[-2] - size) / 2), round((images.shape[-1] - size) / 2)
     return images[..., top : top + size, left : left + size]
 

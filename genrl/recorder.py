@@ -15,8 +15,10 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from genrl.alarms import Alarm, Alarms
+from genrl.alarms import Alarm, Alarms, Leader
 from genrl.evaluation.judging import Protocol
+from genrl.evaluation.reading import evaluation_of
+from genrl.evaluation.watch import Watch
 
 LINES = ("metrics.jsonl", "timing.jsonl", "alarms.jsonl")
 
@@ -26,14 +28,16 @@ class Recorder:
 
     Args:
         track: also called with each round's metrics, ``track(values, step=round)``.
-        alarms: what is watched for; raised ones go to ``alarms.jsonl``.
+        alarms: metrics with bounds; watch: what listens to evaluations. Their words go to ``alarms.jsonl``.
     """
 
-    def __init__(self, folder: Path, main: bool, track: Callable[..., None], alarms: Iterable[Alarm] = ()):
+    def __init__(self, folder: Path, main: bool, track: Callable[..., None], watch: Watch, alarms: Iterable[Alarm] = ()):
         self.folder = folder
         self.main = main
         self.track = track
         self.alarms = Alarms(alarms)
+        self.leader = Leader()
+        self.watch = watch
 
     def open(self, round_: int, fresh: bool, notes: Mapping[str, str]) -> None:
         """Make the folder with its notes (file name -> text), and drop what was written after ``round_``: it will be played again."""
@@ -54,20 +58,27 @@ class Recorder:
             aside.replace(path)
         for line in read_lines(self.folder / "metrics.jsonl"):
             self.alarms.hear(line)
+            self.leader.hear(line)
+        records = [json.loads(path.read_text()) for path in sorted((self.folder / "evaluations").glob("round-*.json"))]
+        for record in records:
+            if record["round"] <= round_:
+                self.watch.hear(evaluation_of(self.folder, record))
 
     def log(self, line: Mapping[str, float], seconds: float) -> list[str]:
         """Write down a round; returns the words of the alarms that it raises."""
         if not self.main:
             return []
-        raised = self.alarms.hear(line)
-        for words in raised:
-            with (self.folder / "alarms.jsonl").open("a") as file:
-                file.write(json.dumps({"round": line["round"], "words": words}) + "\n")
+        raised = self.alarms.hear(line) + self.leader.hear(line)
+        self.warn(int(line["round"]), raised)
         for name, content in (("metrics.jsonl", line), ("timing.jsonl", {"round": line["round"], "seconds": round(seconds, 3)})):
             with (self.folder / name).open("a") as file:
                 file.write(json.dumps({k: _plain(v) for k, v in content.items()}) + "\n")
         self.track({k: v for k, v in line.items() if k != "round"}, step=int(line["round"]))
         return raised
+
+    def warn(self, round_: int, raised: Iterable[str]) -> None:
+        with (self.folder / "alarms.jsonl").open("a") as file:
+            file.writelines(json.dumps({"round": round_, "words": words}) + "\n" for words in raised)
 
     def pictures(self, name: str) -> Path:
         """Folder for the pictures of an evaluation."""
@@ -85,7 +96,11 @@ class Recorder:
             "images_per_prompt": protocol.images_per_prompt,
             "prompts": [row["prompt"] for row in rows],
             "scores": {score: [[_plain(v) for v in row["scores"][score]] for row in rows] for score in scores},
-            "diversity": {name: [_plain(row["diversity"][name]) for row in rows] for name in rows[0]["diversity"]},
+            "shuffled": {name: [[_plain(v) for v in row["shuffled"][name]] for row in rows] for name in rows[0]["shuffled"]},
+            **{
+                column: {name: [_plain(row[column][name]) for row in rows] for name in rows[0][column]}
+                for column in ("diversity", "statistics")
+            },
             "images": f"evaluations/{pictures.name}" if pictures else None,
         }
         if self.main:
@@ -98,10 +113,15 @@ class Recorder:
             means[score] = sum(numbers) / max(len(numbers), 1)
         return means
 
-    def follow(self, round_: int, means: Mapping[str, float]) -> None:
-        """Track the means of an evaluation of the result."""
-        if self.main:
-            self.track({f"held_out/{score}": value for score, value in means.items()}, step=round_)
+    def follow(self, name: str, means: Mapping[str, float]) -> list[str]:
+        """Track the means of an evaluation of the result; returns what the watch says of it."""
+        if not self.main:
+            return []
+        record = json.loads((self.folder / "evaluations" / f"{name}.json").read_text())
+        self.track({f"held_out/{score}": value for score, value in means.items()}, step=record["round"])
+        raised = self.watch.hear(evaluation_of(self.folder, record))
+        self.warn(record["round"], raised)
+        return raised
 
 
 def progress_bar(shown: bool) -> Progress:

@@ -28,7 +28,7 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
@@ -43,11 +43,26 @@ Reward = Callable[[Tensor, Sequence[str], Sequence[Mapping[str, Any]]], Any]
 Kind = Literal["pointwise", "group", "pairwise", "latent"]
 
 BUILT_IN = {
+    "aesthetic": "genrl.rewards.aesthetic:Aesthetic",
     "clip_score": "genrl.rewards.clip_score:ClipScore",
+    "dino_similarity": "genrl.rewards.similarity:DinoSimilarity",
+    "geneval": "genrl.rewards.geneval:Geneval",
+    "hps_v2": "genrl.rewards.hps_v2:HpsV2",
+    "hps_v3": "genrl.rewards.hps_v3:HpsV3",
+    "http": "genrl.rewards.http:Http",
+    "image_reward": "genrl.rewards.image_reward:ImageReward",
+    "image_stats": "genrl.rewards.image_stats:ImageStat",
     "jpeg_size": "genrl.rewards.jpeg_size:JpegSize",
-    "pick_score": "genrl.rewards.clip_score:PickScore",
+    "lpips_similarity": "genrl.rewards.similarity:LpipsSimilarity",
+    "lrm": "genrl.rewards.lrm:LatentRewardXL",
+    "mps": "genrl.rewards.mps:Mps",
+    "ocr": "genrl.rewards.ocr:Ocr",
+    "pick_score": "genrl.rewards.pick_score:PickScore",
     "shapes_judge": "genrl.rewards.shapes_judge:ShapesJudge",
     "shapes_proxy": "genrl.rewards.shapes_proxy:ShapesProxy",
+    "unified_reward": "genrl.rewards.unified_reward:UnifiedReward",
+    "vlm_judge": "genrl.rewards.vlm_judge:VlmJudge",
+    "vlm_preference": "genrl.rewards.vlm_judge:VlmPreference",
 }
 GROUP = "genrl.rewards"
 
@@ -120,6 +135,24 @@ def reward_names() -> dict[str, str]:
     return BUILT_IN | {_plain(point.name): point.value for point in entry_points(group=GROUP)}
 
 
+def describe(name: str) -> str:
+    """What is known of a reward without making it: where it lives, what it says of itself, its options. Imports its module.
+
+    Raises:
+        RewardError: unknown name, or its module fails.
+    """
+    where, found = _find(name)
+    said = about(found) if hasattr(found, "about") else About()
+    lines = [f"{name}: {where}", *(inspect.getdoc(found) or "no description").splitlines(), ""]
+    for entry in fields(About):
+        value = getattr(said, entry.name)
+        if value != entry.default or entry.name in ("kind", "license"):
+            lines.append(f"{entry.name:16}{', '.join(map(str, value)) if isinstance(value, tuple) else value}")
+    if inspect.isclass(found) or _is_factory(found, {}):
+        lines.append(f"{'options':16}{inspect.signature(found)}")
+    return "\n".join(lines)
+
+
 def load_reward(name: str, **options: Any) -> Any:
     """Find a reward and make it ready.
 
@@ -129,15 +162,8 @@ def load_reward(name: str, **options: Any) -> Any:
     Raises:
         RewardError: unknown name (near ones are listed), or its module, class or options fail.
     """
-    known = reward_names()
-    where = known.get(_plain(name), name)
-    module_name, colon, attribute = where.rpartition(":")
-    if not colon:
-        near = difflib.get_close_matches(_plain(name), known, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
-        raise RewardError(f"no reward named {name!r}; {hint} (or give package.module:Name, or path/to/file.py:Name)")
+    where, found = _find(name)
     try:
-        found: Any = getattr(_import(module_name), attribute)
         made = found(**options) if inspect.isclass(found) or _is_factory(found, options) else found
         if made is found and options:
             made = partial(found, **options)
@@ -146,6 +172,21 @@ def load_reward(name: str, **options: Any) -> Any:
         return made
     except RewardError:
         raise
+    except Exception as error:
+        raise RewardError(f"reward {name!r} ({where}) could not be loaded: {type(error).__name__}: {error}") from error
+
+
+def _find(name: str) -> tuple[str, Any]:
+    """Where a name leads, and what is there."""
+    known = reward_names()
+    where = known.get(_plain(name), name)
+    module_name, colon, attribute = where.rpartition(":")
+    if not colon:
+        near = difflib.get_close_matches(_plain(name), known, n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+        raise RewardError(f"no reward named {name!r}; {hint} (or give package.module:Name, or path/to/file.py:Name)")
+    try:
+        return where, getattr(_import(module_name), attribute)
     except Exception as error:
         raise RewardError(f"reward {name!r} ({where}) could not be loaded: {type(error).__name__}: {error}") from error
 

@@ -32,6 +32,7 @@ def rollout(
     guidance: float = 1.0,
     chunk: int = 64,
     record: Sequence[str] = (),
+    finished: Callable[[slice, Tensor], None] | None = None,
 ) -> Trajectory:
     """Sample one latent per row.
 
@@ -43,6 +44,7 @@ def rollout(
         groups: index of each sample's prompt in the round.
         chunk: rows per forward pass; bounds memory, does not change images beyond float rounding.
         record: names out of ``RECORDS``.
+        finished: called with the rows and latents of each chunk, while the next are still to be drawn.
     """
     device = next(policy.model.network.parameters()).device
     shape = policy.model.latent_shape
@@ -58,6 +60,8 @@ def rollout(
         parts.append(denoise(policy, chain, x, cond.index(rows).to(device), role=role, guidance=guidance, noise=noise, way=way))
         for name in record:
             kept[name].append(torch.stack(way[name], 1))
+        if finished:
+            finished(rows, parts[-1])
     recorded = {name: torch.cat(pieces) for name, pieces in kept.items()}
     return Trajectory(tuple(prompts), torch.tensor(groups), torch.tensor(samples), torch.cat(parts), cond.to(device), recorded)
 

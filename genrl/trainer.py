@@ -6,6 +6,7 @@ Several processes share a round's prompts, whole groups each; one all-reduce per
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,24 +23,29 @@ from genrl import checkpoint, config, seeds
 from genrl.algorithm import REAL, Algorithm, Feedback, View
 from genrl.data import PromptSet, prompts_of_round
 from genrl.evaluation.judging import Protocol, judge_images
+from genrl.evaluation.watch import Watch
 from genrl.learner import Learner
+from genrl.mix import Mix
 from genrl.policy import FlowPolicy
-from genrl.pool import RewardPool, weighted_sum
+from genrl.pool import RewardPool, Scoring
 from genrl.recorder import Recorder, describe, progress_bar
 from genrl.rollout import RECORDS, decode, rollout
+from genrl.rules import valid_groups
 from genrl.types import Batch, Trajectory
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: prompts to train on, prompts to judge on, rewards with weights, what judges, and real images for
-    losses that compare with them, by the name of the signal (``REAL``): ``[N, ...]``, uint8 stands for [0, 1]."""
+    """What is learned: prompts to train on, prompts to judge on, rewards and how they become one, what judges, and real images for
+    losses that compare with them, by the name of the signal (``REAL``): ``[N, ...]``, uint8 stands for [0, 1]. ``watch`` listens
+    to the evaluations and says in words when the reward is being hacked."""
 
     train: PromptSet
     held_out: PromptSet
     rewards: RewardPool
-    weights: Mapping[str, float]
+    mix: Mix | None
     judges: RewardPool
+    watch: Watch
     real: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -107,7 +113,7 @@ class Loop:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         if algorithm.prompts % self.world:
             raise ValueError(f"{algorithm.prompts} prompts a round do not divide among {self.world} processes; whole groups stay together")
-        self.recorder = Recorder(Path(run.folder) / run.name, accelerator.is_main_process, accelerator.log, algorithm.alarms)
+        self.recorder = Recorder(Path(run.folder) / run.name, accelerator.is_main_process, accelerator.log, task.watch, algorithm.alarms)
         mean = (lambda flat: torch.as_tensor(accelerator.reduce(flat, "mean"))) if self.world > 1 else None
         self.learner = Learner(policy, algorithm.updates, run.seed, mean)
         self.round = 0
@@ -150,6 +156,13 @@ class Loop:
         mine = range(self.rank, algorithm.prompts, self.world)
         groups = [g for g in mine for _ in range(size)]
         rows = self.task.train.rows([chosen[g] for g in groups])
+        scoring = self.task.rewards.begin() if algorithm.feedback is not None else None
+
+        def finished(some: slice, x0: Tensor) -> None:
+            own = rows.prompts[some]
+            if scoring:
+                scoring.add(decode(self.policy, x0), [p.text for p in own], [p.metadata for p in own], torch.tensor(groups[some]))
+
         trajectory = rollout(
             self.policy,
             algorithm.chain,
@@ -162,14 +175,15 @@ class Loop:
             guidance=algorithm.guidance,
             chunk=self.chunk,
             record=[name for name in RECORDS if name in algorithm.requires],
+            finished=finished,
         )
         signal = dict(trajectory.recorded)
         for name in sorted(algorithm.requires.intersection(REAL)):
             signal[name] = self._real(name, trajectory.sample).to(trajectory.x0.device)
         metrics = {}
         self.counters["images_seen"] += algorithm.prompts * size
-        if algorithm.feedback is not None:
-            judged, metrics = self._score(algorithm.feedback, trajectory, rows)
+        if algorithm.feedback is not None and scoring:
+            judged, metrics = self._signals(algorithm.feedback, trajectory, scoring)
             signal |= judged
         return Batch(trajectory.group, trajectory.sample, trajectory.x0, trajectory.cond, signal, prompts=trajectory.prompts), metrics
 
@@ -182,18 +196,20 @@ class Loop:
         chosen = every[(uniform * len(every)).long()]
         return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
 
-    def _score(self, feedback: Feedback, trajectory: Trajectory, rows: PromptSet) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def _signals(self, feedback: Feedback, trajectory: Trajectory, scoring: Scoring) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Rewards of this process's samples, made into signals together with everyone's."""
-        images = decode(self.policy, trajectory.x0)
-        scores = self.task.rewards.score(images, [p.text for p in rows.prompts], [p.metadata for p in rows.prompts])
+        if self.task.mix is None:
+            raise ValueError("the algorithm learns from rewards, and the task has no mix of them")
+        scores = scoring.result()
         sample = self._gather(trajectory.sample)
         # in the order of samples, whichever process drew them: sums round alike for any number of processes
         sample, order = sample.sort()
         scores = {name: self._gather(values)[order] for name, values in scores.items()}
         group = self._gather(trajectory.group)[order]
-        signal = feedback(weighted_sum(scores, self.task.weights), group)
+        mixed = self.task.mix(scores, group)
+        signal = feedback(torch.where(valid_groups(mixed.total, group), mixed.total, math.nan), group)
         self.counters["reward_calls"] += len(sample) * len(scores)
-        metrics = {}
+        metrics = dict(mixed.metrics)
         for name, values in scores.items():
             metrics |= {f"reward/{name}/mean": float(values.nanmean()), f"reward/{name}/std": float(values[values.isfinite()].std())}
         local = torch.searchsorted(sample, trajectory.sample)
@@ -222,8 +238,8 @@ class Loop:
         # spread evenly, so that every category is in the small part
         chosen = sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(min(count, total))})
         shown = view or View(f"round-{self.round:05d}", algorithm.result, algorithm.chain, algorithm.guidance)
-        images = (shown.images_per_prompt or self.evaluation.images_per_prompt) if full else 1
-        protocol = Protocol(shown.chain, shown.guidance, self.chunk, self.run.seed, images)
+        images = (shown.images_per_prompt or self.evaluation.images_per_prompt) if full else self.evaluation.small_images
+        protocol = Protocol(shown.chain, shown.guidance, self.chunk, self.run.seed, images, self.task.watch.trained)
         mine = dict(list(enumerate(chosen))[self.rank :: self.world])
         pictures = self.recorder.pictures(shown.name) if full or self.evaluation.pictures == "all" else None
         rows = judge_images(self.policy, shown.role, held_out.prompts, held_out.cond, mine, self.task.judges, protocol, pictures)
@@ -232,7 +248,7 @@ class Loop:
         means = self.recorder.judged(shown.name, self.round, self.counters["images_seen"], protocol, rows, pictures)
         if view is None:
             self.judged = means
-            self.recorder.follow(self.round, means)
+            self.raised += self.recorder.follow(shown.name, means)
         self.accelerator.wait_for_everyone()
 
     def save(self) -> None:
@@ -243,6 +259,7 @@ class Loop:
             "counters": self.counters,
             **self.learner.state(),
             "feedback": self.algorithm.feedback.state() if self.algorithm.feedback else {},
+            "mix": self.task.mix.state() if self.task.mix else {},
             "settings": self.settings,
             "judged": self.judged,
         }
@@ -264,6 +281,8 @@ class Loop:
             self.round, self.counters, self.judged = state["round"], state["counters"], state["judged"]
             if self.algorithm.feedback:
                 self.algorithm.feedback.load_state(state["feedback"])
+            if self.task.mix:
+                self.task.mix.load_state(state["mix"])
         self.accelerator.wait_for_everyone()
         self.recorder.open(self.round, fresh=not self.run.resume, notes=notes)
         self.accelerator.wait_for_everyone()

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from genrl.reward import About, check_metadata
 from genrl.worlds.shapes.judge import judge
 
 
@@ -14,13 +15,11 @@ class ShapesJudge:
     """Score of ``genrl.worlds.shapes.judge``. Images ``[B, 3, 64, 64]`` in [0, 1]; metadata with "objects" and "relation".
 
     Raises:
-        ValueError: a prompt without a target, which only the prompts of the shapes world carry.
+        RewardError: a prompt without a target, which only the prompts of the shapes world carry (shapes/train and its like).
     """
 
+    about = About(metadata=("objects",), bounds=(0.0, 1.0))
+
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> list[float]:
-        for prompt, target in zip(prompts, metadata, strict=True):
-            if "objects" not in target:
-                raise ValueError(
-                    f'the prompt {prompt!r} has no "objects" in its metadata; the shapes judge reads prompt files like shapes/train'
-                )
-        return [verdict.score for verdict in judge(images.cpu().numpy(), metadata)]
+        check_metadata("shapes_judge", self, prompts, metadata)
+        return [verdict.score for verdict in judge(images.detach().cpu().numpy(), metadata)]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genrl.reward import About
 from genrl.worlds.shapes.proxies import load_proxy
 
 
@@ -17,6 +18,8 @@ class ShapesProxy:
     Args:
         members: which of the five (0 to 4) to average.
     """
+
+    about = About(differentiable=True, bounds=(-1.0, 1.0))
 
     def __init__(self, members: Sequence[int] = (0,)):
         self.models = [load_proxy(member) for member in members]

@@ -15,7 +15,17 @@ from jaxtyping import install_import_hook
 
 # Shapes in signatures are executed here and cost nothing in training. Must come before the first import of these modules.
 install_import_hook(
-    ["genrl.path", "genrl.chain", "genrl.feedback", "genrl.critic", "genrl.rollout", "genrl.losses"],
+    [
+        "genrl.path",
+        "genrl.chain",
+        "genrl.feedback",
+        "genrl.mix",
+        "genrl.rules",
+        "genrl.preference",
+        "genrl.critic",
+        "genrl.rollout",
+        "genrl.losses",
+    ],
     "beartype.beartype",
 )
 

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from genrl.checkpoint import CheckpointError
 from genrl.data import PromptError, PromptSet, load_images, load_prompts, repeated
 from genrl.evaluation.report import write_report
 from genrl.evaluation.summary import summarise
+from genrl.evaluation.watch import Watch
 from genrl.learner import TrainingError
+from genrl.mix import Mix
 from genrl.models import load_generator
 from genrl.models._diffusers import DiffusersModel, ModelError, lora_config
 from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
-from genrl.pool import RewardPool
-from genrl.reward import RewardError, load_reward
+from genrl.pool import Remembered, RewardPool
+from genrl.reward import RewardError, about, load_reward
 from genrl.trainer import Task, fit
 from genrl.worlds.shapes import PIPELINES
 from genrl.worlds.shapes.scenes import random_scene, render
@@ -58,7 +60,8 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     # the cheap checks come first: nothing is loaded for a run that cannot start
     train, held_out = load_prompts(settings.data.train), load_prompts(settings.data.held_out)
     train = [train[i] for i in repeated(train, getattr(settings.data, "repeat", {}))]
-    rewards, weights, judges, names = load_rewards(settings.rewards)
+    scorers = load_rewards(settings.rewards)
+    scorers.judges.check([p.text for p in train + held_out], [p.metadata for p in train + held_out])
     folder = Path(settings.run.folder) / settings.run.name
     tracker = None if settings.run.tracker == "none" else settings.run.tracker
     accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=tracker, project_dir=str(folder))
@@ -75,7 +78,8 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     sets = [PromptSet(prompts, cond.index(torch.tensor([rows[p.text] for p in prompts]))) for prompts in (train, held_out)]
     wanted = algorithm.requires.intersection(REAL)
     real = load_real(settings.data.real, settings.data.real_images, model, wanted) if wanted else {}
-    task = Task(*sets, rewards=rewards, weights=weights, judges=judges, real=real)
+    watch = Watch([*scorers.trained, *algorithm.rewards], scorers.witnesses)
+    task = Task(*sets, rewards=scorers.rewards, mix=scorers.mix, judges=scorers.judges, watch=watch, real=real)
     flat = config.flatten(settings)
     algorithm.validate(policy)
     accelerator.init_trackers(
@@ -106,23 +110,41 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     if algorithm.result and accelerator.is_main_process:
         with policy.storage.use(algorithm.result) as network:
             model.export(network, folder / "pipeline", student_steps(algorithm.chain))
-        trained = (*weights, *algorithm.rewards)
+        trained, (judge, proxy) = (*scorers.trained, *algorithm.rewards), scorers.names
         # what training asked is the proxy, wherever it stands among the judges
-        asked = [name for name in trained if name in judges.rewards and name != names[0]]
-        proxy = names[1] if names[1] in trained else next(iter(asked), names[1])
-        summary = summarise(folder, names[0], proxy, trained)
+        asked = [name for name in trained if name in scorers.judges.rewards and name != judge]
+        proxy = proxy if proxy in trained else next(iter(asked), proxy)
+        summary = summarise(folder, judge, proxy, trained)
         report = write_report(folder)
         ends = "{judge_before:.3f} -> {judge_after:.3f} ({judge_gain:+.3f}".format(**summary)
         low, high = summary["judge_gain_ci95"]
-        print(f"\n{names[0]} on held-out prompts: {ends}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
+        print(f"\n{judge} on held-out prompts: {ends}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
     accelerator.wait_for_everyone()
     return folder
 
 
-def load_rewards(settings: config.Rewards | config.Judges) -> tuple[RewardPool, dict[str, float], RewardPool, tuple[str, str]]:
-    """The pool that trains with its weights, the pool that judges, and the labels of (judge, trained reward) for reports.
+@dataclass(frozen=True)
+class Scorers:
+    """The pools of a run: ``judges`` holds all rewards, trained ones too. ``names`` are (judge, trained reward) of reports; where nothing
+    is rewarded, as in plain distillation, the second is the second judge, if there is one. ``witnesses`` tell the hacking alarm."""
 
-    Where nothing is rewarded, as in plain distillation, the second label is that of the second judge, if there is one.
+    rewards: RewardPool
+    mix: Mix | None
+    judges: RewardPool
+    trained: tuple[str, ...]
+    witnesses: tuple[str, ...]
+    names: tuple[str, str]
+
+    def close(self) -> None:
+        self.judges.close()
+        self.rewards.close()
+
+
+def load_rewards(settings: config.Rewards | config.Judges) -> Scorers:
+    """The rewards that the settings name, loaded.
+
+    Raises:
+        ConfigError, RewardError: names, options or the mix make no sense; nothing else has been loaded by then.
     """
     train = settings.train if isinstance(settings, config.Rewards) else []
     if not train and isinstance(settings, config.Rewards):
@@ -132,13 +154,38 @@ def load_rewards(settings: config.Rewards | config.Judges) -> tuple[RewardPool, 
     terms = {term.label or term.name: term for term in [*train, *settings.judges]}
     if len(terms) < len(train) + len(settings.judges):
         raise config.ConfigError("two rewards have the same name; give one of them a label of its own")
-    loaded = {label: load_reward(term.name, **term.options) for label, term in terms.items()}
-    trained = [label for label, term in terms.items() if term in train]
-    pool = RewardPool({label: loaded[label] for label in trained}, settings.batch, settings.min_valid)
-    everyone = RewardPool(loaded, settings.batch, settings.min_valid)
-    judging = [label for label in terms if label not in trained]
+    learned = {term.label or term.name: term for term in train}
+    mix = Mix(learned, settings.mix) if isinstance(settings, config.Rewards) else None
+    loaded = {label: load_term(term) for label, term in terms.items()}
+    pool = RewardPool({label: loaded[label] for label in learned}, settings.batch, settings.min_valid)
+    remembered = {label: remember(loaded[label], term, settings.cache) for label, term in terms.items()}
+    everyone = RewardPool(remembered, settings.batch, settings.min_valid)
+    judging = [label for label in terms if label not in learned]
+    trained = list(learned)
     names = ((judging or trained)[0], (trained or judging[1:] or judging)[0])
-    return pool, {label: terms[label].weight for label in trained}, everyone, names
+    witnesses = tuple(label for label in judging if terms[label].witness)
+    return Scorers(pool, mix, everyone, tuple(trained), witnesses, names)
+
+
+def load_term(term: config.Term) -> Any:
+    """A reward where its term wants it: in this process, in one of its own, or in an environment of its own."""
+    if term.requirements and term.where != "environment":
+        raise config.ConfigError(f"reward {term.name!r} has requirements, which only where: environment installs; it is {term.where!r}")
+    if term.where == "here":
+        return load_reward(term.name, **term.options)
+    # servers and their libraries are loaded for those who use them
+    from genrl.remote.environment import environment
+    from genrl.remote.worker import Worker
+
+    python = environment(term.name, term.requirements) if term.where == "environment" else sys.executable
+    return Worker(term.name, term.options, python=str(python))
+
+
+def remember(reward: Any, term: config.Term, cache: str) -> Any:
+    """The reward with a memory, where there is a file for it; rewards that compare siblings have none."""
+    if not cache or about(reward).kind != "pointwise":
+        return reward
+    return Remembered(reward, json.dumps([term.name, term.options], sort_keys=True, default=str), Path(cache))
 
 
 def student_steps(chain: Chain) -> int:

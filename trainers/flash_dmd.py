@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from genrl import config
 from genrl.algorithm import Algorithm, Slow, Start, Update
 from genrl.chain import RenoiseChain
@@ -30,11 +28,10 @@ from genrl.losses.adversarial import DISCRIMINATOR, Origin, PixelDiscrimination,
 from genrl.losses.combined import Combined
 from genrl.losses.latent_reward import LATENT_REWARD
 from genrl.losses.noise import Levels
-from genrl.losses.preference import ANCHOR, LatentPreference, LatentRanker, PixelRanker, Ranker
+from genrl.losses.preference import ANCHOR, LatentPreference, LatentRanker, LatentRewardRanker, PixelRanker, Ranker
 from genrl.losses.student import FAKE, StudentSteps, early
 from genrl.models._diffusers import DiffusersModel
 from genrl.models.backbones import check_backbone, load_backbone
-from genrl.models.lrm import LatentRewardXL, LrmRanker
 from genrl.models.sdxl import SDXL
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
 from genrl.pool import RewardPool
@@ -102,7 +99,7 @@ class Rl:
         mode: joint goes on with stage 1; sequential ends it.
         steps: high-noise steps it acts on.
         latent_reward: the model that ranks candidates: a .safetensors file of trainers/latent_reward.py, or, for SDXL, folder or hub id
-            of LPO's LRM-XL (owner/name/folder; see genrl.models.lrm).
+            of LPO's LRM-XL (owner/name/folder; see genrl.rewards.lrm).
         rewards: instead of it, rewards of the pictures that the student predicts from its candidates.
         candidates: K.
         beta: strength.
@@ -222,10 +219,10 @@ def ranker_of(rl: Rl, judges: config.Judges, model: DiffusersModel) -> Ranker:
     """What ranks candidates: a latent reward model, or pictures' rewards, called as the judges are.
 
     Raises:
-        ConfigError: an LRM-XL for a model that is not SDXL; ModelError: it cannot be loaded.
+        ConfigError: an LRM-XL for a model that is not SDXL; RewardError: it cannot be loaded.
     """
     if rl.rewards:
-        loaded = {term.label or term.name: load_reward(term.name, **term.options) for term in rl.rewards}
+        loaded = {term.label or term.name: load_term(term) for term in rl.rewards}
         return PixelRanker(
             RewardPool(loaded, judges.batch, judges.min_valid), {term.label or term.name: term.weight for term in rl.rewards}
         )
@@ -237,8 +234,9 @@ def ranker_of(rl: Rl, judges: config.Judges, model: DiffusersModel) -> Ranker:
             f"{type(model).__name__}; name a .safetensors file that trainers/latent_reward.py made for it, or set rl.rewards"
         )
     # where the policy computes in less than float32 it does so as its authors do
-    dtype = torch.float16 if model.precision == "bf16" else torch.float32
-    return LrmRanker(LatentRewardXL.from_source(rl.latent_reward, model.source, dtype).to(model.device))
+    dtype = "float16" if model.precision == "bf16" else "float32"
+    options = {"source": rl.latent_reward, "base": model.source, "dtype": dtype, "device": str(model.device)}
+    return LatentRewardRanker(load_reward("lrm", **options))
 
 
 if __name__ == "__main__":

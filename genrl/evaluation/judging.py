@@ -8,27 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from genrl import seeds
 from genrl.chain import Chain
 from genrl.evaluation.diversity import feature_diversity, layout_diversity
+from genrl.image_stats import image_stats
+from genrl.pixels import to_bytes, to_pil
 from genrl.policy import FlowPolicy
 from genrl.pool import RewardPool
+from genrl.reward import about
 from genrl.rollout import decode, rollout
 from genrl.types import Conditioning, Prompt
 
 
+MOST_IMAGES = 1 << 16
+
+
 @dataclass(frozen=True)
 class Protocol:
-    """How an evaluation draws. Sample k of prompt p starts from the same noise in every model and at every round."""
+    """How an evaluation draws. Sample k of prompt p starts from the same noise in every model and at every round.
+
+    ``shuffled`` names the rewards that score each picture once more with another prompt: a reward that does not mind has stopped reading.
+    """
 
     chain: Chain
     guidance: float
     chunk: int
     seed: int
     images_per_prompt: int
+    shuffled: tuple[str, ...] = ()
 
 
 def judge_images(
@@ -42,7 +51,8 @@ def judge_images(
     pictures: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate the chosen prompts (place in the evaluation -> index in ``prompts``), a row each: ``place``, ``prompt``,
-    ``scores`` name -> [N], ``diversity`` metric -> number.
+    ``scores`` name -> [N], ``shuffled`` the same with the prompt half the set away, ``diversity`` metric -> number, ``statistics`` of the
+    pictures -> number.
 
     Writes PNG files ``{place:05d}-{image}.png`` into ``pictures`` if given.
     """
@@ -52,7 +62,8 @@ def judge_images(
     for start in range(0, len(places), block):
         here = places[start : start + block]
         indices = [chosen[place] for place in here for _ in range(n)]
-        samples = [chosen[place] * n + k for place in here for k in range(n)]
+        # the same noise for image k, however many there are
+        samples = [chosen[place] * MOST_IMAGES + k for place in here for k in range(n)]
         some = [prompts[i] for i in indices]
         trajectory = rollout(
             policy,
@@ -67,7 +78,9 @@ def judge_images(
             chunk=protocol.chunk,
         )
         images = decode(policy, trajectory.x0)
-        scores = judges.score(images, [p.text for p in some], [p.metadata for p in some])
+        scores = judges.score(images, [p.text for p in some], [p.metadata for p in some], torch.tensor(indices))
+        shuffled = _shuffled(judges, protocol.shuffled, images, [prompts[(i + len(prompts) // 2) % len(prompts)] for i in indices])
+        statistics = image_stats(images)
         features = {name: reward.features(images) for name, reward in judges.rewards.items() if n > 1 and hasattr(reward, "features")}
         for row, place in enumerate(here):
             own, prompt = slice(row * n, row * n + n), prompts[chosen[place]]
@@ -76,13 +89,15 @@ def judge_images(
                     "place": place,
                     "prompt": {"prompt": prompt.text, "category": prompt.category},
                     "scores": {name: values[own].tolist() for name, values in scores.items()},
+                    "shuffled": {name: values[own].tolist() for name, values in shuffled.items()},
+                    "statistics": {name: values[own].mean().item() for name, values in statistics.items()},
                     "diversity": _diversity(images[own], {name: value[own] for name, value in features.items()}),
                 }
             )
             if pictures:
                 pictures.mkdir(parents=True, exist_ok=True)
-                for k, image in enumerate(images[own]):
-                    to_pil(image).save(pictures / f"{place:05d}-{k}.png")
+                for k, picture in enumerate(to_pil(images[own])):
+                    picture.save(pictures / f"{place:05d}-{k}.png")
     return rows
 
 
@@ -91,6 +106,9 @@ def _diversity(images: Tensor, features: dict[str, Tensor]) -> dict[str, float]:
     return found | {f"features of {name}": feature_diversity(value) for name, value in features.items()}
 
 
-def to_pil(image: Tensor) -> Image.Image:
-    """``[3, H, W]`` in [0, 1] to a picture."""
-    return Image.fromarray((image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
+def _shuffled(judges: RewardPool, names: Sequence[str], images: Tensor, others: Sequence[Prompt]) -> dict[str, Tensor]:
+    """Scores of pictures with other prompts than their own, by the rewards that read prompts and score one picture at a time."""
+    asked = {name: judges.rewards[name] for name in names}
+    read = [name for name, reward in asked.items() if about(reward).reads_prompt and about(reward).kind == "pointwise"]
+    pixels, texts, metadata = to_bytes(images), [p.text for p in others], [p.metadata for p in others]
+    return {name: judges.call(name, pixels, texts, metadata) for name in read}

@@ -25,6 +25,8 @@ class Evaluation:
     keys: tuple[Key, ...]  # [P]
     scores: dict[str, np.ndarray]  # name -> [P, N]
     diversity: dict[str, np.ndarray]  # metric -> [P]
+    shuffled: dict[str, np.ndarray]  # name -> [P, N], with another prompt
+    statistics: dict[str, np.ndarray]  # of the pictures, name -> [P]
     folder: Path | None  # the pictures, {prompt:05d}-{image}.png
     rows: tuple[int, ...]  # [P] the prompt number in the picture names
 
@@ -32,9 +34,9 @@ class Evaluation:
         """The same evaluation with only these prompts, in this order."""
         place = {key: i for i, key in enumerate(self.keys)}
         pick = [place[key] for key in keys]
-        scores = {name: values[pick] for name, values in self.scores.items()}
-        diversity = {name: values[pick] for name, values in self.diversity.items()}
-        return replace(self, keys=tuple(keys), scores=scores, diversity=diversity, rows=tuple(self.rows[i] for i in pick))
+        columns = ("scores", "diversity", "shuffled", "statistics")
+        picked = {column: {name: values[pick] for name, values in getattr(self, column).items()} for column in columns}
+        return replace(self, keys=tuple(keys), rows=tuple(self.rows[i] for i in pick), **picked)
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
@@ -76,7 +78,11 @@ def evaluation_of(run: Path, raw: dict[str, Any]) -> Evaluation:
         images_per_prompt=raw["images_per_prompt"],
         keys=tuple(keys),
         scores={name: np.array(values, dtype=float) for name, values in raw["scores"].items()},  # null becomes NaN
-        diversity={name: np.array(values, dtype=float) for name, values in raw.get("diversity", {}).items()},
+        # runs of before had neither of the last two
+        **{
+            column: {name: np.array(values, dtype=float) for name, values in raw.get(column, {}).items()}
+            for column in ("diversity", "shuffled", "statistics")
+        },
         folder=folder if folder is not None and folder.is_dir() else None,
         rows=tuple(range(len(keys))),
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,7 +29,9 @@ from genrl import seeds
 from genrl.losses.latent_reward import LATENT_REWARD, latent_score
 from genrl.losses.student import StudentSteps, at, predict
 from genrl.policy import ACTOR, REF, FlowPolicy
-from genrl.pool import RewardPool, weighted_sum
+from genrl.pool import RewardPool
+from genrl.reward import RewardError, about, check_scores
+from genrl.rules import weighted_sum
 from genrl.types import Batch, LossOutput
 
 ANCHOR = "anchor"
@@ -56,6 +58,28 @@ class LatentRanker:
 
 
 @dataclass(frozen=True)
+class LatentRewardRanker:
+    """Any reward of kind ``latent``, on the candidates as they are; it must know the latents and levels of the policy.
+
+    Raises:
+        RewardError: a reward of another kind.
+    """
+
+    reward: Any
+    roles = ()
+
+    def __post_init__(self) -> None:
+        if (kind := about(self.reward).kind) != "latent":
+            raise RewardError(
+                f"{type(self.reward).__name__} is a {kind} reward; candidates are ranked in latent space by one of kind latent"
+            )
+
+    def __call__(self, policy: FlowPolicy, batch: Batch, z: Tensor, sigma: Tensor) -> Tensor:
+        scores = self.reward.score_latents(z, sigma, [prompt.text for prompt in batch.prompts])
+        return check_scores(type(self.reward).__name__, scores, len(z)).to(z.device)
+
+
+@dataclass(frozen=True)
 class PixelRanker:
     """Any rewards, on the picture that the student predicts from a candidate (ours): for models without a latent reward.
 
@@ -69,7 +93,8 @@ class PixelRanker:
     def __call__(self, policy: FlowPolicy, batch: Batch, z: Tensor, sigma: Tensor) -> Tensor:
         images = policy.decode(predict(policy, batch, z, sigma)).float().cpu()
         scores = self.pool.score(images, [p.text for p in batch.prompts], [p.metadata for p in batch.prompts])
-        return weighted_sum(scores, self.weights).to(z.device)
+        weights = torch.tensor(list(self.weights.values()))
+        return weighted_sum(torch.stack([scores[name] for name in self.weights]), weights).to(z.device)
 
 
 def log_ratio_difference(

@@ -2,28 +2,30 @@
 
 import copy
 import math
+import os
 
 import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from tiny_lrm import CHANNELS, PROJECTION, SCALE, WIDTH, tiny_lrm
 from tiny_sd3 import tiny_sd3
 from tiny_sdxl import tiny_sdxl
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from genrl import config
-from genrl.losses.preference import ANCHOR, LatentPreference, LatentRanker, Ranker
+from genrl.losses.preference import ANCHOR, LatentPreference, LatentRanker, LatentRewardRanker, Ranker
 from genrl.losses.student import StudentSteps
-from genrl.models.lrm import HEAD, LatentRewardXL, LrmRanker
-from genrl.models.sd3 import SD3, ModelError
+from genrl.models.sd3 import SD3
 from genrl.models.sdxl import SDXL
 from genrl.policy import ACTOR, Copies, FlowPolicy
+from genrl.reward import RewardError, about
+from genrl.rewards.jpeg_size import JpegSize
+from genrl.rewards.lrm import HEAD, LatentRewardXL
 from genrl.trainers.flash_dmd import Rl, head_of, ranker_of
 from genrl.types import Batch, Prompt
 
 TEXTS = ["a red circle", "a circle a red", "a blue square"]
-CHANNELS = (8, 16, 24)
-WIDTH, PROJECTION, SCALE = sum(CHANNELS) + CHANNELS[-1], 20, 2.6592
 
 
 @pytest.fixture(scope="module")
@@ -38,40 +40,16 @@ def model(base):
 
 @pytest.fixture(scope="module")
 def folder(base, tmp_path_factory):
-    """Three down blocks of two layers, as in SDXL, and encoders that are not the base's: what the authors' code saves."""
-    folder = tmp_path_factory.mktemp("lrm")
-    torch.manual_seed(1)
-    parts = {
-        "unet": UNet2DConditionModel(
-            sample_size=16,
-            block_out_channels=CHANNELS,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=2,
-            transformer_layers_per_block=1,
-            attention_head_dim=2,
-            cross_attention_dim=16 + 24,
-            use_linear_projection=True,
-            norm_num_groups=8,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + PROJECTION,
-        ),
-        "text_encoder": CLIPTextModel.from_pretrained(base / "text_encoder"),
-        "text_encoder_2": CLIPTextModelWithProjection.from_pretrained(base / "text_encoder_2"),
-    }
-    for name, part in parts.items():
-        for parameter in part.parameters():
-            torch.nn.init.normal_(parameter, std=0.2)
-        part.save_pretrained(folder / name)
-    state = {"visual_projection": torch.nn.Linear(WIDTH, PROJECTION, bias=False).state_dict(), "logit_scale": SCALE}
-    torch.save(state, folder / HEAD)
-    return folder
+    return tiny_lrm(tmp_path_factory.mktemp("lrm"), base)
 
 
 @pytest.fixture(scope="module")
 def lrm(folder, base):
-    return LatentRewardXL.from_source(str(folder), str(base))
+    return load(folder, base)
+
+
+def load(folder, base, **options):
+    return LatentRewardXL(str(folder), str(base), device="cpu", **options)
 
 
 def latents(count=3, seed=0):
@@ -126,12 +104,14 @@ def score_by_hand(folder, base, x_t, timestep, text):
 
 def test_scores_are_those_computed_by_hand(folder, base, lrm, model):
     """A latent of the variance-preserving process at a timestep, given as the flow's: from the table of SDXL itself."""
-    assert isinstance(LrmRanker(lrm), Ranker) and LrmRanker(lrm).roles == ()
+    assert isinstance(LatentRewardRanker(lrm), Ranker) and LatentRewardRanker(lrm).roles == ()
     kept = DDPMScheduler.from_pretrained(base, subfolder="scheduler").alphas_cumprod
     timesteps, x_t = (999, 749, 1), latents()
     alpha, noise = kept[list(timesteps)] ** 0.5, (1 - kept[list(timesteps)]) ** 0.5
     z, sigma = x_t / (alpha + noise).view(-1, 1, 1, 1), noise / (alpha + noise)
-    got = LrmRanker(lrm)(FlowPolicy(model, Copies(model.network, (ACTOR,))), batch(model, z), z, sigma)
+    got = lrm.score_latents(z, sigma, TEXTS)
+    ranked = LatentRewardRanker(lrm)(FlowPolicy(model, Copies(model.network, (ACTOR,))), batch(model, z), z, sigma)
+    assert torch.equal(ranked, got)
     expected = torch.stack([score_by_hand(folder, base, x_t[k : k + 1], timesteps[k], TEXTS[k]) for k in range(3)])
     assert got.shape == (3,) and got.dtype == torch.float32 and not got.requires_grad
     assert expected.std() > 0.1 and torch.allclose(got, expected, atol=1e-3), (got, expected)
@@ -158,46 +138,52 @@ def test_the_up_blocks_do_not_run_and_nothing_stays_hooked(lrm):
     ran = []
     handles = [block.register_forward_hook(lambda *_: ran.append(1)) for block in lrm.unet.up_blocks]
     before = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lrm.unet.modules())
-    lrm(latents(), torch.full((3,), 0.5), lrm.encode(TEXTS), lrm.encode([""]))
+    lrm.score_latents(latents(), torch.full((3,), 0.5), TEXTS)
     assert not ran and before == sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lrm.unet.modules())
     for handle in handles:
         handle.remove()
     assert not any(p.requires_grad for p in lrm.parameters())
 
 
-def test_a_score_does_not_depend_on_the_company(lrm, model):
+def test_a_score_does_not_depend_on_the_company(lrm):
     z, sigma = latents(), torch.tensor([0.9, 0.7, 0.2])
-    together, whole = LrmRanker(lrm), batch(model, z)
-    scores = together(None, whole, z, sigma)
+    scores = lrm.score_latents(z, sigma, TEXTS)
     for row in (2, 0, 1):
-        index = torch.tensor([row])
-        alone = LrmRanker(lrm)(None, whole.index(index), z[index], sigma[index])
-        assert torch.allclose(alone, scores[index], atol=1e-4)
+        alone = lrm.score_latents(z[row : row + 1], sigma[row : row + 1], TEXTS[row : row + 1])
+        assert torch.allclose(alone, scores[row : row + 1], atol=1e-4)
     turned = torch.tensor([1, 2, 0])
-    assert torch.allclose(together(None, whole.index(turned), z[turned], sigma[turned]), scores[turned], atol=1e-4)
+    again = lrm.score_latents(z[turned], sigma[turned], [TEXTS[k] for k in turned])
+    assert torch.allclose(again, scores[turned], atol=1e-4)
 
 
-def test_a_prompt_is_encoded_once_and_the_latest_are_kept(lrm, model, monkeypatch):
+def test_a_prompt_is_encoded_once_and_the_latest_are_kept(folder, base, monkeypatch):
+    lrm = load(folder, base, keep=3)
     asked, encode = [], lrm.encode
     monkeypatch.setattr(lrm, "encode", lambda texts: asked.append(list(texts)) or encode(texts))
-    ranker, z, sigma = LrmRanker(lrm, keep=3), latents(), torch.full((3,), 0.5)
+    z, sigma = latents(), torch.full((3,), 0.5)
     twice = [TEXTS[0], TEXTS[0], TEXTS[1]]
-    first = ranker(None, batch(model, z, twice), z, sigma)
+    first = lrm.score_latents(z, sigma, twice)
     assert asked == [[TEXTS[0], TEXTS[1], ""]]
-    assert torch.equal(ranker(None, batch(model, z, twice), z, sigma), first) and len(asked) == 1
-    assert ranker(None, batch(model, z), z, sigma).isfinite().all(), "more texts at once than are kept"
+    assert torch.equal(lrm.score_latents(z, sigma, twice), first) and len(asked) == 1
+    assert lrm.score_latents(z, sigma, TEXTS).isfinite().all(), "more texts at once than are kept"
     assert asked[1:] == [[TEXTS[2]]]
-    ranker(None, batch(model, z[:1], [TEXTS[1]]), z[:1], sigma[:1])
+    lrm.score_latents(z[:1], sigma[:1], [TEXTS[1]])
     assert len(asked) == 2
-    ranker(None, batch(model, z[:1], [TEXTS[0]]), z[:1], sigma[:1])
+    lrm.score_latents(z[:1], sigma[:1], [TEXTS[0]])
     assert asked[2:] == [[TEXTS[0]]]
+
+
+def test_it_says_what_it_is_and_another_kind_ranks_no_latents(lrm):
+    assert about(lrm).kind == "latent"
+    with pytest.raises(RewardError, match="JpegSize is a pointwise reward"):
+        LatentRewardRanker(JpegSize())
 
 
 def test_candidates_that_it_ranks_teach_the_actor_alone(base, lrm):
     model = SDXL(str(base))
     policy = FlowPolicy(model, Copies(model.network, (ACTOR, ANCHOR)))
     steps = StudentSteps(model.student_sigmas(4), (0, 1))
-    loss, data = LatentPreference(steps, LrmRanker(lrm)), batch(model, latents())
+    loss, data = LatentPreference(steps, LatentRewardRanker(lrm)), batch(model, latents())
     assert loss.roles == (ACTOR, ANCHOR)
     first = loss(policy, data)
     first.loss.backward()
@@ -218,18 +204,17 @@ def test_encoders_that_were_frozen_are_the_bases(folder, base, tmp_path):
     (tmp_path / "unet").symlink_to(folder / "unet")
     state = torch.load(folder / HEAD)
     torch.save({**state, "logit_scale": torch.tensor(1.5)}, tmp_path / HEAD)
-    lrm, pipeline = LatentRewardXL.from_source(str(tmp_path), str(base)), StableDiffusionXLPipeline.from_pretrained(base)
+    lrm, pipeline = load(tmp_path, base), StableDiffusionXLPipeline.from_pretrained(base)
     assert lrm.logit_scale == 1.5
     embeds, _, pooled, _ = pipeline.encode_prompt(TEXTS, device="cpu", do_classifier_free_guidance=False)
     got = lrm.encode(TEXTS)
-    assert torch.allclose(got.embeds, embeds) and torch.allclose(got.pooled, pooled)
+    assert torch.allclose(got[0], embeds) and torch.allclose(got[1], pooled)
 
 
 def test_float16_as_its_authors_score(folder, base, lrm):
-    half = LatentRewardXL.from_source(str(folder), str(base), torch.float16)
+    half = load(folder, base, dtype="float16")
     assert half.unet.dtype == half.text_encoder_2.dtype == torch.float16 and half.projection.dtype == torch.float32
-    arguments = latents(), torch.tensor([0.9, 0.7, 0.2])
-    scores = [m(*arguments, m.encode(TEXTS), m.encode([""])) for m in (lrm, half)]
+    scores = [m.score_latents(latents(), torch.tensor([0.9, 0.7, 0.2]), TEXTS) for m in (lrm, half)]
     assert scores[1].dtype == torch.float32 and torch.allclose(*scores, atol=0.5), scores
 
 
@@ -241,14 +226,14 @@ def broken(folder, target, *without):
 
 @pytest.mark.parametrize("part", ["unet", HEAD, "text_encoder"])
 def test_a_missing_part_is_named(folder, base, tmp_path, part):
-    with pytest.raises(ModelError, match=f"{part}.*fetch it again" if part == "text_encoder" else part):
-        LatentRewardXL.from_source(str(broken(folder, tmp_path, part)), str(base))
+    with pytest.raises(RewardError, match=f"{part}.*fetch it again" if part == "text_encoder" else part):
+        load(broken(folder, tmp_path, part), base)
 
 
 def test_a_folder_of_several_names_them(folder, base, tmp_path):
     (tmp_path / "lrm_sdxl").symlink_to(folder)
-    with pytest.raises(ModelError, match="lrm_sdxl: name one of these"):
-        LatentRewardXL.from_source(str(tmp_path), str(base))
+    with pytest.raises(RewardError, match="lrm_sdxl: name one of these"):
+        load(tmp_path, base)
 
 
 @pytest.mark.parametrize(
@@ -265,19 +250,19 @@ def test_another_head_is_refused(folder, base, tmp_path, state, why):
         (target / HEAD).write_bytes(b"version https://git-lfs")
     else:
         torch.save(state, target / HEAD)
-    with pytest.raises(ModelError, match=why):
-        LatentRewardXL.from_source(str(target), str(base))
+    with pytest.raises(RewardError, match=why):
+        load(target, base)
 
 
 @pytest.mark.parametrize("source", ["/no/such/lrm", "lrm", "casiatao/LRM", "casiatao/LRM/lrm_sdxl"])
 def test_nothing_there(source, base):
-    with pytest.raises(ModelError, match=f"no folder '{source}'"):
-        LatentRewardXL.from_source(source, str(base))
+    with pytest.raises(RewardError, match=f"no folder '{source}'"):
+        load(source, base)
 
 
 def test_no_base(folder):
-    with pytest.raises(ModelError, match="/no/base"):
-        LatentRewardXL.from_source(str(folder), "/no/base")
+    with pytest.raises(RewardError, match="/no/base"):
+        load(folder, "/no/base")
 
 
 def test_the_trainer_takes_it_for_sdxl_alone(folder, model, tmp_path):
@@ -285,8 +270,24 @@ def test_the_trainer_takes_it_for_sdxl_alone(folder, model, tmp_path):
     assert head_of("x.safetensors") and head_of("runs/head.safetensors") and head_of(str(folder)) is None
     assert isinstance(ranker_of(Rl(latent_reward="runs/head.safetensors"), judges, model), LatentRanker)
     ranker = ranker_of(rl, judges, model)
-    assert isinstance(ranker, LrmRanker)
+    assert isinstance(ranker, LatentRewardRanker) and isinstance(ranker.reward, LatentRewardXL)
     z = latents()
-    assert ranker(None, batch(model, z), z, torch.full((3,), 0.5)).isfinite().all()
+    policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
+    assert ranker(policy, batch(model, z), z, torch.full((3,), 0.5)).isfinite().all()
     with pytest.raises(config.ConfigError, match=r"SDXL alone.*SD3.*latent_reward\.py.*rl\.rewards"):
         ranker_of(rl, judges, SD3(str(tiny_sd3(tmp_path))))
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(not os.environ.get("GENRL_WEIGHTS"), reason="needs LRM-XL and SDXL from the hub: set GENRL_WEIGHTS=1")
+def test_the_published_model_prefers_the_prompt_of_a_latent_at_low_noise():
+    """Its latents come from the published SDXL itself; the order of two prompts is all that is claimed of it."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0", torch_dtype=torch.float16).to("cuda")
+    texts = ["a photo of a red apple on a table", "a snowy mountain at night"]
+    generator = torch.Generator("cuda").manual_seed(0)
+    x0 = pipeline(texts, num_inference_steps=20, output_type="latent", generator=generator).images.float()
+    lrm = LatentRewardXL("casiatao/LRM/lrm_sdxl", dtype="float16")
+    sigma = torch.full((2,), 0.2, device="cuda")
+    z = 0.8 * x0 + 0.2 * torch.randn_like(x0)
+    right, wrong = lrm.score_latents(z, sigma, texts), lrm.score_latents(z, sigma, texts[::-1])
+    assert (right > wrong + 1).all(), (right, wrong)

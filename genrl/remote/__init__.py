@@ -1,0 +1,1 @@
+"""Rewards in another process (``worker``), another environment (``environment``) or on another machine (``server``, ``client``)."""
