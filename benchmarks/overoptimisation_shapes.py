@@ -4,15 +4,16 @@
     python benchmarks/overoptimisation_shapes.py --rows single worst --seeds 0
     python benchmarks/overoptimisation_shapes.py --readme            # only write README's table from the committed results
 
-The picture of Gao et al. (arXiv 2210.10760) and Coste et al. (arXiv 2310.02743) for images: proxy and judge against W2 from the base. Row
-``single`` is trained on proxy number ``seed``; the others on proxies 0 to 4 under a rule of ``rewards.mix``. All see the same sixteen prompts,
-in training and in evaluation: few prompts are what lets a short run go far. Runs live in ``runs/``; a finished one is reused, an interrupted
-one goes on. Writes ``benchmarks/results/overoptimisation_shapes.json``, ``docs/images/overoptimisation.svg`` and README's table.
+The picture of Gao et al. (arXiv 2210.10760) and Coste et al. (arXiv 2310.02743) for images: proxy and judge against W2 from the
+base. Row ``single`` is trained on proxy number ``seed``; the others on proxies 0 to 4 under a rule of ``rewards.mix``. All see the same
+sixteen prompts, in training and in evaluation: few prompts are what lets a short run go far. Runs live in ``runs/``; a finished one is
+reused, an interrupted one goes on. Writes ``benchmarks/results/overoptimisation_shapes.json``, ``docs/images/overoptimisation.png`` and
+README's table.
 
 * peak, end: judge at the best and at the last evaluation; kept is end / peak; gain lost is (peak - end) / (peak - base).
-* hacked: the judge ends ``LOSS`` below its peak or more. alarm: the first round at which the hacking alarm speaks, from the better proxies that
-  ship with the world, diversity, shuffled prompts and image statistics; the judge has no say. In time: the judge of that evaluation, the
-  alarm's own included, is less than ``LOSS`` below the peak so far.
+* hacked: the judge ends ``LOSS`` below its peak or more. alarm: the first round at which the hacking alarm speaks, from the better
+  proxies that ship with the world, diversity, shuffled prompts and image statistics; the judge has no say. In time: at no evaluation
+  before it has the judge been ``LOSS`` below its peak so far.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import RESULTS, ROOT, provenance, save, spread, train, write_readme
+from _results import ROOT, provenance, train
 from weak_proxies import build
 
 from genrl.data import load_prompts
