@@ -41,16 +41,22 @@ $(BIN)/python:
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
+# a reward in a package of its own, for tests/test_plugins.py
+EXAMPLE := tests/fixtures/genrl-reward-example
+.venv/.ready-example: $(EXAMPLE)/pyproject.toml | .venv/.ready
+	@$(PIP) --no-deps --no-build-isolation -e $(EXAMPLE)
+	@touch $@
+
 demo: .venv/.ready
 	@echo "==> AC-Flow on the shapes world: $(THREADS) CPU threads, no GPU needed"
 	$(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 		--num_cpu_threads_per_process $(THREADS) trainers/ac_flow.py --config configs/ac_flow/shapes.yaml --run.name demo
 	@echo "==> done. Open the report: $(CURDIR)/runs/demo/report.html"
 
-test: .venv/.ready
+test: .venv/.ready .venv/.ready-example
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: .venv/.ready
+test-all: .venv/.ready .venv/.ready-example
 	$(BIN)/python -m pytest
 
 lint: .venv/.ready-dev

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import ROOT, provenance, train
+from _results import RESULTS, ROOT, provenance, save, spread, train, write_readme
 from weak_proxies import build
 
 from genrl.data import load_prompts
@@ -36,7 +36,7 @@ from genrl.evaluation.statistics import prompt_means
 from genrl.evaluation.watch import Watch
 
 NAME = "overoptimisation_shapes"
-CONFIG = ROOT / "configs" / "ac_flow" / "shapes_overoptimised.yaml"
+CONFIG = ROOT / "benchmarks" / f"{NAME}.yaml"
 FOLDER = ROOT / "runs" / "overoptimisation"
 PROMPTS = 16
 RULES: dict[str, dict[str, Any]] = {
@@ -113,7 +113,8 @@ def measure(row: str, seed: int) -> dict[str, Any]:
     base = {name: (mean(path[0], name), float(np.nanstd(path[0].scores[name]))) for name in trained}
     judge = [mean(e, JUDGE) for e in path]
     proxy = [float(np.mean([(mean(e, name) - base[name][0]) / base[name][1] for name in trained])) for e in path]
-    w2 = [0.0 if e.round == 0 else metrics[e.round].get("policy/w2") for e in path]
+    # the actor has not moved while the critic warms up
+    w2 = [metrics.get(e.round, {}).get("policy/w2") or 0.0 for e in path]
     watch, spoken = Watch(trained, [WITNESS]), []
     for place, evaluation in enumerate(path):
         spoken += [(place, words) for words in watch.hear(evaluation)]
@@ -141,13 +142,106 @@ def measure(row: str, seed: int) -> dict[str, Any]:
     }
 
 
+def claims(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What was asked of ensembles and of the alarm, with the numbers that decide."""
+    found: dict[str, Any] = {}
+    if "single" in rows and len(rows) > 1:
+        lost = spread([record["figures"]["gain_lost"] for record in rows["single"]])
+        kept = {row: spread([record["figures"]["kept"] for record in records]) for row, records in rows.items() if row != "single"}
+        best = max(kept, key=lambda row: kept[row]["mean"])
+        found["ensemble"] = {
+            "says": "a rule for ensembles keeps .90 of the judge's peak where the single proxy loses a quarter of its gain",
+            "holds": kept[best]["mean"] >= 0.9 and lost["mean"] >= 0.25,
+            "numbers": {"gain lost by the single proxy": lost} | {f"peak kept by {row}": value for row, value in kept.items()},
+        }
+    records = [record for some in rows.values() for record in some]
+    hacked = [record for record in records if record["hacked"]]
+    in_time, false = sum(r["in_time"] for r in hacked), sum(r["alarm_round"] is not None for r in records if not r["hacked"])
+    found["alarm"] = {
+        "says": f"the alarm speaks before the judge has lost {LOSS} in every run that is hacked, and in no other",
+        "holds": in_time == len(hacked) and not false,
+        "numbers": {"hacked": len(hacked), "of them in time": in_time, "not hacked": len(records) - len(hacked), "alarms in those": false},
+    }
+    return found
+
+
+def result(rows: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    measured = {row: [measure(row, seed) for seed in seeds] for row in rows}
+    figures = {}
+    for row, records in measured.items():
+        figures[row] = {name: spread([record["figures"][name] for record in records]) for name in records[0]["figures"]}
+    every = [record for records in measured.values() for record in records]
+    return {"figures": figures, "claims": claims(measured), "seeds": list(seeds), "rows": every}
+
+
+def cell(figure: dict[str, Any], scale: float = 1.0, form: str = ".3f") -> str:
+    low, high = figure["ci95"] or (0.0, 0.0)
+    return f"{figure['mean'] * scale:{form}}" + (f" ± {(high - low) / 2 * scale:{form}}" if figure["ci95"] else "")
+
+
+def table(content: dict[str, Any]) -> str:
+    """README's table and claims, from a result file's content."""
+    lines = [
+        "| trained on | judge: base | peak | end | of the peak kept | hacked | alarm in time | false alarms | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row, f in content["figures"].items():
+        records = [record for record in content["rows"] if record["row"] == row]
+        hacked = [record for record in records if record["hacked"]]
+        false = sum(record["alarm_round"] is not None for record in records if not record["hacked"])
+        lines.append(
+            f"| `{row}` | {cell(f['base'])} | {cell(f['peak'])} | {cell(f['end'])} | {cell(f['kept'])} | {len(hacked)} of {len(records)} "
+            f"| {sum(r['in_time'] for r in hacked)} of {len(hacked)} | {false} of {len(records) - len(hacked)} "
+            f"| {cell(f['seconds'], 1 / 60, '.1f')} |"
+        )
+    seeds = ", ".join(map(str, content["seeds"]))
+    lines += ["", f"Seeds: {seeds}. ± is half of the 95 % t interval.", ""]
+    for claim in content["claims"].values():
+        numbers = ", ".join(f"{name} {cell(v) if isinstance(v, dict) else v}" for name, v in claim["numbers"].items())
+        lines.append(f"* **{'Holds' if claim['holds'] else 'Does not hold'}**: {claim['says']} ({numbers}).")
+    return "\n".join(lines)
+
+
+def picture(content: dict[str, Any], path: Path) -> None:
+    """Judge and proxy against W2 from the base: a thin line for each seed, a thick one through their means at each evaluation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plots, axes = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    colours = plt.get_cmap("tab10")
+    for number, row in enumerate(content["figures"]):
+        curves = [record["curve"] for record in content["rows"] if record["row"] == row]
+        for axis, key in zip(axes, ("judge", "proxy_z"), strict=True):
+            for curve in curves:
+                axis.plot([p["w2"] for p in curve], [p[key] for p in curve], color=colours(number), alpha=0.25, linewidth=0.8)
+            points = [[np.mean([curve[i][name] for curve in curves]) for name in ("w2", key)] for i in range(len(curves[0]))]
+            axis.plot(*zip(*points, strict=True), color=colours(number), linewidth=2.2, label=row)
+    axes[0].set_ylabel("judge: what the picture shows")
+    axes[1].set_ylabel("trained proxies, base standard deviations")
+    for axis in axes:
+        axis.set_xlabel("W2 from the base (velocity)")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.savefig(path, dpi=110)
+    plt.close(plots)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=list(RULES), choices=list(RULES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--readme", action="store_true")
     args = parser.parse_args()
-    run_all(args.rows, args.seeds)
+    path = RESULTS / f"{NAME}.json"
+    if not args.readme:
+        run_all(args.rows, args.seeds)
+        save(path, result(args.rows, args.seeds))
+    content = json.loads(path.read_text())
+    picture(content, ROOT / "docs" / "images" / "overoptimisation.png")
+    write_readme(NAME, table(content))
 
 
 if __name__ == "__main__":

@@ -155,6 +155,10 @@ class Term:
     floor: float | None = None
 
 
+Ensemble = Literal["mean", "worst", "uncertain", "lower_bound", "nominal_worst", "entropic"]
+Rule = Literal["weighted_sum", Ensemble, "product", "gated", "gdpo", "constrained"]
+
+
 @dataclass(frozen=True)
 class Mix:
     """How several rewards become one; formulas in genrl/rules.py.
@@ -168,9 +172,7 @@ class Mix:
         dual_lr: step of the multipliers of constrained, per round and standard deviation below a floor.
     """
 
-    rule: Literal[
-        "weighted_sum", "mean", "worst", "uncertain", "lower_bound", "nominal_worst", "entropic", "product", "gated", "gdpo", "constrained"
-    ] = "weighted_sum"
+    rule: Rule = "weighted_sum"
     normalise: Literal["none", "fixed", "group", "running", "base"] | None = None
     coefficient: float | None = None
     penalty: float | None = None
@@ -178,32 +180,11 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Rewards:
-    """What is learned from, and what is only watched.
-
-    Args:
-        train: rewards that are learned from, together.
-        mix: how they become one.
-        judges: rewards that only judge; the first is the judge of reports.
-        batch: images per call.
-        min_valid: share of images a reward must be able to score.
-        cache: SQLite file that remembers the scores of evaluations, so that the same pictures are scored once; empty for none.
-    """
-
-    train: list[Term] = field(default_factory=lambda: [Term()])
-    mix: Mix = field(default_factory=Mix)
-    judges: list[Term] = field(default_factory=list)
-    batch: int = 32
-    min_valid: float = 0.5
-    cache: str = ""
-
-
-@dataclass(frozen=True)
 class Judges:
     """Rewards that only judge.
 
     Args:
-        judges: rewards to evaluate with; the first is the judge of reports.
+        judges: rewards that only judge; the first is the judge of reports.
         batch: images per call.
         min_valid: share of images a reward must be able to score.
         cache: SQLite file that remembers the scores of evaluations, so that the same pictures are scored once; empty for none.
@@ -213,6 +194,20 @@ class Judges:
     batch: int = 32
     min_valid: float = 0.5
     cache: str = ""
+
+
+@dataclass(frozen=True)
+class Rewards(Judges):
+    """What is learned from, and what is only watched.
+
+    Args:
+        train: rewards that are learned from, together.
+        mix: how they become one.
+    """
+
+    judges: list[Term] = field(default_factory=list)
+    train: list[Term] = field(default_factory=lambda: [Term()])
+    mix: Mix = field(default_factory=Mix)
 
 
 @dataclass(frozen=True)

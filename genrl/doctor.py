@@ -121,6 +121,8 @@ def examine(name: str, options: Mapping[str, Any] | None = None, size: int = SIZ
         images, prompts, metadata = read_pictures(own) if own else pictures(size)
     except RewardError as error:
         return [Finding("loads", "fail", str(error))]
+    if about(reward).kind == "group":  # one call holds the pictures of one prompt
+        prompts, metadata = [prompts[0]] * len(prompts), [metadata[0]] * len(metadata)
     patient = Patient(name, reward, (to_bytes(images).float() / 255), prompts, metadata)
     said = patient.about
     found = [Finding("loads", "ok", f"{said.kind}, in {time.perf_counter() - began:.1f} s"), _papers(said), _packages(said)]
@@ -141,6 +143,8 @@ def examine(name: str, options: Mapping[str, Any] | None = None, size: int = SIZ
     for check in checks:
         try:
             found.append(check(patient))
+            if check is _scores and not patient.scores.isfinite().any():
+                break
         except Exception as error:  # whatever a plug-in raises is what the user came to read
             found.append(Finding(check.__name__.strip("_"), "fail", f"{type(error).__name__}: {error}"))
             break
@@ -169,7 +173,8 @@ def _scores(patient: Patient) -> Finding:
     scores, bounds = patient.scores, patient.about.bounds
     valid = scores.isfinite()
     if not valid.any():
-        return Finding("scores", "fail", f"none of {len(scores)} pictures could be scored")
+        words = f"none of {len(scores)} pictures could be scored; show it some that can: --pictures file.jsonl"
+        return Finding("scores", "fail", words)
     low, high = scores[valid].min().item(), scores[valid].max().item()
     words = f"{low:.4g} to {high:.4g} over {int(valid.sum())} of {len(scores)} pictures"
     if bounds and not (bounds[0] - 1e-4 <= low and high <= bounds[1] + 1e-4):
@@ -305,4 +310,5 @@ def _known(values: Tensor) -> Tensor:
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().nan_to_num().max())
+    """Largest difference; infinite where one has a score and the other none."""
+    return float((a.nan_to_num(math.inf) - b.nan_to_num(math.inf)).nan_to_num(0.0, posinf=math.inf, neginf=math.inf).abs().max())

@@ -49,6 +49,8 @@ class ShapedReward:
 
     def __call__(self, reward: Tensor, group: Tensor) -> dict[str, Tensor]:
         valid = reward.isfinite()
+        if not valid.any():  # nothing to learn from, and no statistics to freeze
+            return {"reward": torch.zeros_like(reward), "group_reward": torch.zeros_like(reward), "valid": valid}
         if self.mean is None or self.std is None:
             self.mean = float(reward[valid].mean())
             self.std = max(float(reward[valid].std(correction=0)), 1e-6)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import logging
 import math
 import sqlite3
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,18 @@ class RewardPool:
         """
         scoring = self.begin()
         scoring.add(images, prompts, metadata, groups)
-        return scoring.result()
+        found = scoring.result()
+        self.require_valid(found)
+        return found
+
+    def require_valid(self, scores: Mapping[str, Tensor]) -> None:
+        """Raise ``RewardError`` where a reward could score too few of what stands for the whole: a round, or an evaluation."""
+        for label, values in scores.items():
+            valid = values.isfinite().float().mean().item()
+            if valid < self.min_valid:
+                raise RewardError(
+                    f"reward {label!r} could score only {valid:.0%} of {len(values)} images (at least {self.min_valid:.0%} wanted)"
+                )
 
     def begin(self) -> Scoring:
         """Scores that are computed while more pictures are being drawn."""
@@ -128,22 +138,15 @@ class Scoring:
         """Scores ``[N]`` per label of everything added; rewards that compare siblings begin now, for only now are groups whole.
 
         Raises:
-            RewardError: a reward raised, returned the wrong shape, or could score too few.
+            RewardError: a reward raised, or returned the wrong shape.
         """
         order = self._by_group()
         try:
-            found = {label: torch.cat([part.result() for part in self.pending[label]])[order[label]] for label in self.pending}
+            return {label: torch.cat([part.result() for part in self.pending[label]])[order[label]] for label in self.pending}
         except BaseException:
             for part in (part for parts in self.pending.values() for part in parts):
                 part.cancel()
             raise
-        for label, scores in found.items():
-            valid = scores.isfinite().float().mean().item()
-            if valid < self.pool.min_valid:
-                raise RewardError(
-                    f"reward {label!r} could score only {valid:.0%} of {len(scores)} images (at least {self.pool.min_valid:.0%} wanted)"
-                )
-        return found
 
     def _by_group(self) -> dict[str, Any]:
         """Start the rewards of groups; label -> how their scores are put back into the order of rows."""
@@ -185,23 +188,18 @@ class Remembered:
     The key is everything a score depends on: pixels, prompt, metadata, and ``identity``.
 
     Args:
-        identity: name and options of the reward; the text of the file that defines it is added.
+        identity: whatever makes this reward the one it is: name, options, the text of the file that defines it.
         path: SQLite file, shared by rewards and processes.
     """
 
-    def __init__(self, reward: Any, identity: str, path: Path):
+    def __init__(self, reward: Any, identity: bytes, path: Path):
         self.reward, self.path = reward, path
         self.about: About = about(reward)
         if self.about.kind != "pointwise":
-            raise RewardError(
-                f"{identity}: scores that depend on siblings cannot be remembered picture by picture; leave rewards.cache out"
-            )
+            raise RewardError("scores that depend on siblings cannot be remembered picture by picture")
         if hasattr(reward, "features"):
             self.features = reward.features
-        source = b""
-        with suppress(TypeError, OSError):
-            source = Path(inspect.getfile(reward if inspect.isfunction(reward) else type(reward))).read_bytes()
-        self.identity = hashlib.sha256(identity.encode() + source).digest()
+        self.identity = hashlib.sha256(identity).digest()
         path.parent.mkdir(parents=True, exist_ok=True)
         with closing(self._open()) as db, db:
             db.execute("create table if not exists scores (key blob primary key, score real) without rowid")

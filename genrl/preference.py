@@ -123,7 +123,7 @@ class WinRate:
         RewardError: the reward is of another kind, or answers no probability.
     """
 
-    bounds: tuple[float, float] | None = (0.0, 1.0)
+    about = About(kind="group", bounds=(0.0, 1.0))  # of the class, for those who ask before there is a preference
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class WinRate:
         if pairs_per_sample < 0 or batch < 1:
             raise RewardError(f"pairs_per_sample must not be negative, batch positive; got {pairs_per_sample} and {batch}")
         self.preference, self.pairs_per_sample, self.both_orders, self.batch = preference, pairs_per_sample, both_orders, batch
-        self.about: About = replace(inner, kind="group", bounds=self.bounds, scale=1.0, golden=(), differentiable=False)
+        self.about = replace(inner, kind="group", bounds=type(self).about.bounds, scale=1.0, golden=(), differentiable=False)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -163,6 +163,12 @@ class WinRate:
         table = torch.full((len(prompts), len(prompts)), torch.nan)
         table[first, second], table[second, first] = won, 1 - won
         return self._judged(table)
+
+    def close(self) -> None:
+        """End the process of the preference model, if it has one."""
+        inner = self.preference.reward if isinstance(self.preference, PairwiseOf) else self.preference
+        if callable(close := getattr(inner, "close", None)):
+            close()
 
     def _judged(self, won: Tensor) -> Tensor:
         return win_rates(won)
@@ -189,7 +195,7 @@ class BradleyTerry(WinRate):
     The others are those of ``WinRate``.
     """
 
-    bounds = None
+    about = About(kind="group")
 
     def __init__(self, preference: Any, *args: Any, ridge: float = 0.01, **others: Any):
         super().__init__(preference, *args, **others)

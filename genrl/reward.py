@@ -24,10 +24,14 @@ A name is looked up in this order: built in -> entry point of the group ``genrl.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from importlib.machinery import SourceFileLoader
@@ -44,6 +48,7 @@ Kind = Literal["pointwise", "group", "pairwise", "latent"]
 
 BUILT_IN = {
     "aesthetic": "genrl.rewards.aesthetic:Aesthetic",
+    "bradley_terry": "genrl.preference:BradleyTerry",
     "clip_score": "genrl.rewards.clip_score:ClipScore",
     "dino_similarity": "genrl.rewards.similarity:DinoSimilarity",
     "geneval": "genrl.rewards.geneval:Geneval",
@@ -63,6 +68,7 @@ BUILT_IN = {
     "unified_reward": "genrl.rewards.unified_reward:UnifiedReward",
     "vlm_judge": "genrl.rewards.vlm_judge:VlmJudge",
     "vlm_preference": "genrl.rewards.vlm_judge:VlmPreference",
+    "win_rate": "genrl.preference:WinRate",
 }
 GROUP = "genrl.rewards"
 
@@ -132,7 +138,7 @@ def check_metadata(name: str, reward: Any, prompts: Sequence[str], metadata: Seq
 
 def reward_names() -> dict[str, str]:
     """Every reward known by name, built in or installed by other packages, and where it lives. Imports none of them."""
-    return BUILT_IN | {_plain(point.name): point.value for point in entry_points(group=GROUP)}
+    return {_plain(point.name): point.value for point in entry_points(group=GROUP)} | BUILT_IN
 
 
 def describe(name: str) -> str:
@@ -166,6 +172,7 @@ def load_reward(name: str, **options: Any) -> Any:
     try:
         made = found(**options) if inspect.isclass(found) or _is_factory(found, options) else found
         if made is found and options:
+            inspect.signature(found).bind_partial(**options)  # an option it does not have is told now, not at the first call
             made = partial(found, **options)
             made.about = about(found)  # type: ignore[attr-defined]
         about(made)
@@ -181,6 +188,8 @@ def _find(name: str) -> tuple[str, Any]:
     known = reward_names()
     where = known.get(_plain(name), name)
     module_name, colon, attribute = where.rpartition(":")
+    if not colon and name.endswith(".py"):
+        raise RewardError(f"{name!r} is a file; name what is in it: {name}:Name")
     if not colon:
         near = difflib.get_close_matches(_plain(name), known, n=3, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
@@ -208,14 +217,29 @@ def _is_factory(found: Any, options: Mapping[str, Any]) -> bool:
 def _import(module: str) -> Any:
     if not module.endswith(".py"):
         return importlib.import_module(module)
-    path = Path(module)
+    path = Path(module).expanduser().resolve()
     if not path.is_file():
         raise FileNotFoundError(f"no file {module!r}")
-    loader = SourceFileLoader(f"genrl_reward_{path.stem}", str(path))
+    loader = SourceFileLoader(f"genrl_reward_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}", str(path))
     loaded = ModuleType(loader.name)
     loaded.__file__ = str(path)
+    # dataclasses and inspect look a class's module up by name
+    sys.modules[loader.name] = loaded
     loader.exec_module(loaded)
     return loaded
+
+
+def source_of(name: str) -> bytes:
+    """The text of the file that defines a reward; empty where it is not to be had."""
+    module = reward_names().get(_plain(name), name).rpartition(":")[0]
+    path: Path | None = None
+    if module.endswith(".py"):
+        path = Path(module).expanduser()
+    else:
+        with suppress(ImportError):  # it may be installed in an environment of its own only
+            spec = importlib.util.find_spec(module)
+            path = Path(spec.origin) if spec and spec.origin else None
+    return path.read_bytes() if path and path.is_file() else b""
 
 
 def _plain(name: str) -> str:

@@ -201,6 +201,7 @@ class Loop:
         if self.task.mix is None:
             raise ValueError("the algorithm learns from rewards, and the task has no mix of them")
         scores = scoring.result()
+        self.task.rewards.require_valid(scores)
         sample = self._gather(trajectory.sample)
         # in the order of samples, whichever process drew them: sums round alike for any number of processes
         sample, order = sample.sort()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -250,9 +249,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         try:
             held = torch.load(path, map_location="cpu", weights_only=True)
-        except UnpicklingError:
+        except Exception:  # of any type: what a foreign file makes torch raise shares no class
             raise RewardError(
-                "it holds more than tensors, and foreign objects are not unpickled; convert it where you trust it with "
+                "it does not read as a file of tensors and nothing else, and foreign objects are not unpickled; convert it where you "
+                "trust it with "
                 "safetensors.torch.save_file(module.state_dict(), path)"
             ) from None
         return held.get("state_dict", held)

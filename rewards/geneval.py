@@ -98,7 +98,8 @@ class Geneval:
             from transformers import AutoImageProcessor, Mask2FormerForUniversalSegmentation
 
             self.processor: Any = AutoImageProcessor.from_pretrained(model)
-            network, report = Mask2FormerForUniversalSegmentation.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+            loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+            network, report = loaded
             complete(report["missing_keys"])
         self.network: Any = network.to(self.device).eval().requires_grad_(False)
         self.names = class_names(network.config.id2label)

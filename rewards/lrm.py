@@ -37,7 +37,7 @@ Told = tuple[Tensor, Tensor]
 
 
 class LatentRewardXL(nn.Module):
-    """The model above, frozen; ``score_latents`` is its score.
+    """LRM-XL, frozen; ``score_latents`` scores noisy latents.
 
     Args:
         source: folder or hub id, ``owner/name`` or ``owner/name/folder``, with ``unet``, both text encoders (without them the base's are

@@ -103,7 +103,8 @@ class DinoSimilarity:
         with loading(model):
             from transformers import Dinov2Model
 
-            network, report = Dinov2Model.from_pretrained(model, dtype=self.dtype, output_loading_info=True)
+            loaded: Any = Dinov2Model.from_pretrained(model, dtype=self.dtype, output_loading_info=True)
+            network, report = loaded
             complete(report["missing_keys"])
         self.network: Any = network.to(self.device).eval().requires_grad_(False)
         self.references = PromptMemory(lambda paths: torch.cat([self.features(read_reference(path)) for path in paths]))

@@ -57,7 +57,7 @@ FORMS = {
 
 
 class UnifiedReward:
-    """The score above.
+    """UnifiedReward's score of each picture, 1 to 5; NaN where its answer cannot be read.
 
     Args:
         url, model, server: see ChatClient.

@@ -31,7 +31,7 @@ LIKELIEST = 20
 
 
 class VlmJudge:
-    """The score above for each picture; NaN where the model's answer cannot be read.
+    """What a vision-language model says of each picture, P(yes) or a grade; NaN where the model's answer cannot be read.
 
     In mode ``grade`` an answer counts if it holds one number, and that on the scale ("4", "Score: 4", "4/5", "3.5"). If it is one digit
     and log-probabilities came with it, the score is the expected grade under them at that place, over the digits of the scale: finer

@@ -1,6 +1,6 @@
 import math
 
-from genrl.alarms import Alarm, Alarms
+from genrl.alarms import Alarm, Alarms, Leader
 
 HIGH = Alarm("a", "a is {value}", above=1.0, rounds=3)
 
@@ -26,3 +26,12 @@ def test_a_replayed_history_raises_what_it_raised():
     for v in values[:31]:
         resumed.hear({"a": v})
     assert [resumed.hear({"a": v}) for v in values[31:]] == first[31:] and any(first)
+
+
+def test_a_change_of_leader_is_told_once_and_not_at_a_tie():
+    leader = Leader()
+    shares = lambda a: {"mix/share/a": a, "mix/share/b": 1 - a, "loss/actor": 3.0}  # noqa: E731
+    assert leader.hear({"loss/actor": 1.0}) == []  # one reward has no shares
+    assert [leader.hear(shares(a)) for a in (0.7, 0.6, 0.49, 0.51, 0.48)] == [[]] * 5
+    said = [words for _ in range(12) for words in leader.hear(shares(0.1))]
+    assert len(said) == 1 and said[0].startswith("b decides now") and "no longer a" in said[0]

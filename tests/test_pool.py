@@ -32,6 +32,16 @@ def test_a_broken_answer_is_refused(answer, why):
         RewardPool({"bad": lambda i, p, m: answer}).score(IMAGES, PROMPTS, META)
 
 
+def test_valid_is_counted_over_a_whole_and_not_a_part():
+    pool = RewardPool({"half": lambda i, p, m: [None if x == "?" else 1.0 for x in p]}, min_valid=0.5)
+    scoring = pool.begin()
+    scoring.add(IMAGES, ["?"] * 5, META)
+    scoring.add(IMAGES, ["a"] * 5, META)
+    pool.require_valid(scoring.result())
+    with pytest.raises(RewardError, match="only 0%"):
+        pool.score(IMAGES, ["?"] * 5, META)
+
+
 def test_a_raising_reward_is_named():
     def explode(images, prompts, metadata):
         raise KeyError("weights")
@@ -190,7 +200,7 @@ def test_missing_metadata_is_told_before_anything_is_drawn():
     counted.about = About(metadata=("count",))  # type: ignore[attr-defined]
     pool = RewardPool({"counted": counted})
     pool.check(["two dogs"], [{"count": 2}])
-    with pytest.raises(RewardError, match="'counted' reads 'count' .*'dogs' lacks 'count'"):
+    with pytest.raises(RewardError, match=r"'counted' reads 'count' .*'dogs' lacks 'count'"):
         pool.check(["two dogs", "dogs"], [{"count": 2}, {}])
 
 
@@ -201,7 +211,7 @@ def test_scores_are_remembered_by_all_that_they_depend_on(tmp_path):
         calls.append(len(images))
         return [float("nan") if m.get("skip") else i.mean() for i, m in zip(images, metadata, strict=True)]
 
-    reward = Remembered(counted, "counted", tmp_path / "scores.sqlite")
+    reward = Remembered(counted, b"counted", tmp_path / "scores.sqlite")
     images = torch.rand(3, 3, 4, 4)
     first = reward(images, ["a"] * 3, [{}] * 3)
     assert torch.equal(reward(images, ["a"] * 3, [{}] * 3), first) and calls == [3]
@@ -209,12 +219,12 @@ def test_scores_are_remembered_by_all_that_they_depend_on(tmp_path):
     reward(images[:1], ["a"], [{"n": 1}])  # other metadata
     reward(1 - images[:1], ["a"], [{}])  # another picture
     reward(images[:2].flip(-1), ["a"] * 2, [{}] * 2)
-    Remembered(counted, "counted with options", tmp_path / "scores.sqlite")(images[:1], ["a"], [{}])
+    Remembered(counted, b"counted with options", tmp_path / "scores.sqlite")(images[:1], ["a"], [{}])
     assert calls == [3, 1, 1, 1, 2, 1]
     skipped = [{"skip": True}]
     assert reward(images[:1], ["a"], skipped).isnan().all() and reward(images[:1], ["a"], skipped).isnan().all()
     assert calls[6:] == [1, 1]  # what could not be scored is tried again
-    again = Remembered(counted, "counted", tmp_path / "scores.sqlite")
+    again = Remembered(counted, b"counted", tmp_path / "scores.sqlite")
     assert torch.equal(again(images, ["a"] * 3, [{}] * 3), first) and len(calls) == 8
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from genrl.reward import BUILT_IN, RewardError, check_scores, load_reward, reward_names
+from genrl.reward import BUILT_IN, RewardError, check_scores, load_reward, reward_names, source_of
 
 IMAGES, PROMPTS, META = torch.rand(5, 3, 8, 8), ["a"] * 5, [{}] * 5
 
@@ -57,3 +57,42 @@ def test_every_built_in_name_exists():
     for where in BUILT_IN.values():
         module, name = where.split(":")
         assert hasattr(importlib.import_module(module), name)
+
+
+def test_a_file_is_a_module_like_any_other(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass\nclass Mine:\n    gain: float = 1.0\n    def __call__(self, i, p, m):\n        return [self.gain] * len(p)\n"
+        "def plain(images, prompts, metadata, gain=1.0):\n    return [gain] * len(prompts)\n"
+        "def make(gain=1.0):\n    return lambda images, prompts, metadata: [gain] * len(prompts)\n"
+    )
+    for name in ("Mine", "plain", "make"):
+        assert load_reward(f"{path}:{name}", gain=2.0)(IMAGES, PROMPTS, META) == [2.0] * 5
+        with pytest.raises(RewardError, match="loss"):
+            load_reward(f"{path}:{name}", loss=2.0)
+    with pytest.raises(RewardError, match=r"is a file; name what is in it: .*mine.py:Name"):
+        load_reward(str(path))
+    before = source_of(f"{path}:Mine")
+    path.write_text(path.read_text() + "# changed\n")
+    assert before and source_of(f"{path}:Mine") != before and source_of("nowhere.at_all:Reward") == b""
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [("about = 'mine'", "must be a genrl.reward.About"), ("about = About(kind='pairwise')", "has no method 'compare'")],
+)
+def test_a_broken_about_is_told(tmp_path, source, why):
+    path = tmp_path / "mine.py"
+    path.write_text(f"from genrl.reward import About\nclass Mine:\n    {source}\n    def __call__(self, i, p, m):\n        return []\n")
+    with pytest.raises(RewardError, match=why):
+        load_reward(f"{path}:Mine")
+
+
+def test_names_are_the_same_in_either_case_and_a_built_in_one_cannot_be_taken(monkeypatch):
+    class Point:
+        name, value = "Clip-Score", "math:sqrt"
+
+    monkeypatch.setattr("genrl.reward.entry_points", lambda group: [Point])
+    assert reward_names()["clip_score"] == BUILT_IN["clip_score"]
+    assert type(load_reward("JPEG-Size")).__name__ == "JpegSize"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +34,9 @@ from genrl.models._diffusers import DiffusersModel, ModelError, lora_config
 from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
 from genrl.pool import Remembered, RewardPool
 from genrl.reward import RewardError, about, load_reward
+from genrl.reward import source_of as source_of_reward
 from genrl.trainer import Task, fit
+from genrl.types import Prompt
 from genrl.worlds.shapes import PIPELINES
 from genrl.worlds.shapes.scenes import random_scene, render
 
@@ -60,17 +64,34 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     # the cheap checks come first: nothing is loaded for a run that cannot start
     train, held_out = load_prompts(settings.data.train), load_prompts(settings.data.held_out)
     train = [train[i] for i in repeated(train, getattr(settings.data, "repeat", {}))]
-    scorers = load_rewards(settings.rewards)
-    scorers.judges.check([p.text for p in train + held_out], [p.metadata for p in train + held_out])
-    folder = Path(settings.run.folder) / settings.run.name
-    tracker = None if settings.run.tracker == "none" else settings.run.tracker
-    accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=tracker, project_dir=str(folder))
-    if accelerator.device.type == "cpu":
-        # accelerate gives each CPU process a single thread
-        torch.set_num_threads(max(1, usable_cpus() // accelerator.num_processes))
-    torch.manual_seed(settings.run.seed)
-    model = load_model(settings.model, accelerator.device)
-    algorithm, policy = build(settings, model)
+    with closing(load_rewards(settings.rewards)) as scorers:
+        scorers.judges.check([p.text for p in train + held_out], [p.metadata for p in train + held_out])
+        folder = Path(settings.run.folder) / settings.run.name
+        tracker = None if settings.run.tracker == "none" else settings.run.tracker
+        accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=tracker, project_dir=str(folder))
+        if accelerator.device.type == "cpu":
+            # accelerate gives each CPU process a single thread
+            torch.set_num_threads(max(1, usable_cpus() // accelerator.num_processes))
+        torch.manual_seed(settings.run.seed)
+        model = load_model(settings.model, accelerator.device)
+        algorithm, policy = build(settings, model)
+        task = make_task(settings, model, algorithm, scorers, train, held_out)
+        algorithm.validate(policy)
+        fit_task(settings, algorithm, policy, task, accelerator)
+        if finish and accelerator.is_main_process:
+            finish(policy, folder, settings)
+        if algorithm.result and accelerator.is_main_process:
+            with policy.storage.use(algorithm.result) as network:
+                model.export(network, folder / "pipeline", student_steps(algorithm.chain))
+            report_on(folder, algorithm, scorers)
+        accelerator.wait_for_everyone()
+    return folder
+
+
+def make_task(
+    settings: Any, model: DiffusersModel, algorithm: Algorithm, scorers: Scorers, train: list[Prompt], held_out: list[Prompt]
+) -> Task:
+    """Prompts with their embeddings, rewards, and real images where a loss asks for them. Frees the text encoders."""
     texts = list(dict.fromkeys(prompt.text for prompt in train + held_out))
     rows = {text: row for row, text in enumerate(texts)}
     cond = model.encode(texts)
@@ -78,10 +99,15 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     sets = [PromptSet(prompts, cond.index(torch.tensor([rows[p.text] for p in prompts]))) for prompts in (train, held_out)]
     wanted = algorithm.requires.intersection(REAL)
     real = load_real(settings.data.real, settings.data.real_images, model, wanted) if wanted else {}
-    watch = Watch([*scorers.trained, *algorithm.rewards], scorers.witnesses)
-    task = Task(*sets, rewards=scorers.rewards, mix=scorers.mix, judges=scorers.judges, watch=watch, real=real)
+    # a latent reward that ranks inside a loss scores no pictures: nothing is heard of it
+    heard = [name for name in (*scorers.trained, *algorithm.rewards) if name in scorers.judges.rewards]
+    watch = Watch(heard, scorers.witnesses)
+    return Task(*sets, rewards=scorers.rewards, mix=scorers.mix, judges=scorers.judges, watch=watch, real=real)
+
+
+def fit_task(settings: Any, algorithm: Algorithm, policy: FlowPolicy, task: Task, accelerator: Accelerator) -> None:
+    """``fit``, with trackers and what the run's folder says of the settings."""
     flat = config.flatten(settings)
-    algorithm.validate(policy)
     accelerator.init_trackers(
         "genrl", {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in flat.items()}
     )
@@ -89,7 +115,7 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     compared = {
         key: value
         for key, value in flat.items()
-        if key not in ("run.rounds", "run.resume", "run.tracker", "run.folder", "run.keep", "run.save_every_rounds")
+        if key not in ("run.rounds", "run.resume", "run.tracker", "run.folder", "run.keep", "run.save_every_rounds", "rewards.cache")
     }
     fit(
         algorithm,
@@ -105,22 +131,19 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
             "versions.json": json.dumps(versions(settings.run.seed, accelerator), indent=1) + "\n",
         },
     )
-    if finish and accelerator.is_main_process:
-        finish(policy, folder, settings)
-    if algorithm.result and accelerator.is_main_process:
-        with policy.storage.use(algorithm.result) as network:
-            model.export(network, folder / "pipeline", student_steps(algorithm.chain))
-        trained, (judge, proxy) = (*scorers.trained, *algorithm.rewards), scorers.names
-        # what training asked is the proxy, wherever it stands among the judges
-        asked = [name for name in trained if name in scorers.judges.rewards and name != judge]
-        proxy = proxy if proxy in trained else next(iter(asked), proxy)
-        summary = summarise(folder, judge, proxy, trained)
-        report = write_report(folder)
-        ends = "{judge_before:.3f} -> {judge_after:.3f} ({judge_gain:+.3f}".format(**summary)
-        low, high = summary["judge_gain_ci95"]
-        print(f"\n{judge} on held-out prompts: {ends}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
-    accelerator.wait_for_everyone()
-    return folder
+
+
+def report_on(folder: Path, algorithm: Algorithm, scorers: Scorers) -> None:
+    """Summary and report of a finished run, and its outcome in the terminal."""
+    trained, (judge, proxy) = (*scorers.trained, *algorithm.rewards), scorers.names
+    # what training asked is the proxy, wherever it stands among the judges
+    asked = [name for name in trained if name in scorers.judges.rewards and name != judge]
+    proxy = proxy if proxy in trained else next(iter(asked), proxy)
+    summary = summarise(folder, judge, proxy, trained)
+    report = write_report(folder)
+    ends = "{judge_before:.3f} -> {judge_after:.3f} ({judge_gain:+.3f}".format(**summary)
+    low, high = summary["judge_gain_ci95"]
+    print(f"\n{judge} on held-out prompts: {ends}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
 
 
 @dataclass(frozen=True)
@@ -177,15 +200,18 @@ def load_term(term: config.Term) -> Any:
     from genrl.remote.environment import environment
     from genrl.remote.worker import Worker
 
-    python = environment(term.name, term.requirements) if term.where == "environment" else sys.executable
+    named = re.sub(r"[^A-Za-z0-9]+", "_", term.label or term.name).strip("_")
+    python = environment(named, term.requirements) if term.where == "environment" else sys.executable
     return Worker(term.name, term.options, python=str(python))
 
 
 def remember(reward: Any, term: config.Term, cache: str) -> Any:
     """The reward with a memory, where there is a file for it; rewards that compare siblings have none."""
-    if not cache or about(reward).kind != "pointwise":
+    # what a server answers may change without a trace here
+    if not cache or about(reward).kind != "pointwise" or term.name == "http":
         return reward
-    return Remembered(reward, json.dumps([term.name, term.options], sort_keys=True, default=str), Path(cache))
+    identity = json.dumps([term.name, term.options, term.requirements], sort_keys=True, default=str).encode() + source_of_reward(term.name)
+    return Remembered(reward, identity, Path(cache))
 
 
 def student_steps(chain: Chain) -> int:

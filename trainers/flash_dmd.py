@@ -37,7 +37,7 @@ from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
 from genrl.pool import RewardPool
 from genrl.reward import load_reward
 from genrl.trainers import _student as student
-from genrl.trainers._launch import launch
+from genrl.trainers._launch import launch, load_term
 
 
 @dataclass(frozen=True)

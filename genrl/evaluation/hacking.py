@@ -72,6 +72,9 @@ def verdict(before: Scores, after: Scores, judge: str, proxy: str, trained: Sequ
     missing = [*trained] if proxy not in trained else [name for name in (judge, proxy) if name not in before or name not in after]
     if missing:
         return Verdict("cannot tell", f"Nothing can be said about hacking: {' and '.join(missing)} was not scored on the held-out prompts.")
+    if all(np.nanmax(prompt_means(scores[proxy])) - np.nanmin(prompt_means(scores[proxy])) < 1e-6 for scores in (before, after)):
+        sentence = f"{proxy} has the same mean for every prompt, as rewards that compare siblings have, so it cannot rise"
+        return Verdict("cannot tell", f"Nothing can be said about hacking: {sentence}. Judge by a reward that scores pictures alone.")
     numbers = _measure(before, after, judge, proxy, seed)
     if numbers["prompts"] < MIN_PROMPTS:
         return Verdict(

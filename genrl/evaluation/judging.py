@@ -21,7 +21,6 @@ from genrl.reward import about
 from genrl.rollout import decode, rollout
 from genrl.types import Conditioning, Prompt
 
-
 MOST_IMAGES = 1 << 16
 
 
@@ -78,7 +77,9 @@ def judge_images(
             chunk=protocol.chunk,
         )
         images = decode(policy, trajectory.x0)
-        scores = judges.score(images, [p.text for p in some], [p.metadata for p in some], torch.tensor(indices))
+        scoring = judges.begin()
+        scoring.add(images, [p.text for p in some], [p.metadata for p in some], torch.tensor(indices))
+        scores = scoring.result()
         shuffled = _shuffled(judges, protocol.shuffled, images, [prompts[(i + len(prompts) // 2) % len(prompts)] for i in indices])
         statistics = image_stats(images)
         features = {name: reward.features(images) for name, reward in judges.rewards.items() if n > 1 and hasattr(reward, "features")}
@@ -98,6 +99,10 @@ def judge_images(
                 pictures.mkdir(parents=True, exist_ok=True)
                 for k, picture in enumerate(to_pil(images[own])):
                     picture.save(pictures / f"{place:05d}-{k}.png")
+    # over the whole evaluation: a reward may rightly be unable to score a few prompts that stand together
+    judges.require_valid(
+        {name: torch.tensor([v for row in rows for v in row["scores"][name]]) for name in (judges.rewards if rows else ())}
+    )
     return rows
 
 

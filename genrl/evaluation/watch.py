@@ -5,7 +5,8 @@ over prompts. The trained reward is *up* when it is above the base model's, its 
 alarm sounds if one of these witnesses speaks against it, interval excluding 0, too:
 
 ================  ==========================================================================================================
-held-out reward   the mean of the judges that training never asked fell by ``FALL`` from its best evaluation so far
+held-out reward   the mean of the judges that training never asked fell by ``FALL`` from its best evaluation so far; or it had risen,
+                  and has not since the trained reward was ``STALL`` lower: what is learned now is the trained reward's alone
 diversity         the pictures of a prompt differ by less than ``DIVERSITY`` of what they did
 shuffled prompts  the gap between a picture's own prompt and another one is below ``GAP`` of what it was: the reward no longer reads
 statistics        an image statistic moved by more than ``DRIFT``
@@ -25,10 +26,13 @@ import numpy as np
 from genrl.evaluation.reading import Evaluation, on_common
 from genrl.evaluation.statistics import bootstrap_interval, prompt_means
 
-FALL = 0.15
+FALL = 0.1
+STALL = 0.08
 DIVERSITY = 0.7
 GAP = 0.7
 DRIFT = 1.0
+LAYOUT = "layout"
+"""Diversity in the features of a reward that reads prompts falls anyway when more pictures show what the prompt says."""
 ADVICE = "Look at the newest pictures; stop here, raise actor.beta, or train on an ensemble of rewards (rewards.mix)"
 
 
@@ -59,18 +63,19 @@ class Watch:
         path = on_common(self.seen)
         fewest = min(evaluation.images_per_prompt for evaluation in path)
         base, now = path[0], path[-1]
-        up, low, _ = _mean(self._z(path, self.trained, fewest)[-1])
+        trained = self._z(path, self.trained, fewest)
+        up, low, _ = _mean(trained[-1])
         if not low > 0:
             return {}
         rose = f"{' and '.join(self.trained)} is up by {up:.2f} base standard deviations, but"
         found = {}
-        if self.witnesses and (words := self._fallen(path, fewest)):
+        if self.witnesses and (words := self._unconfirmed(path, trained, fewest)):
             found["held-out reward"] = words
-        for name in base.diversity.keys() & now.diversity.keys():
-            change, _, high = _mean(now.diversity[name] - base.diversity[name])
-            share = 1 + change / np.nanmean(base.diversity[name])
+        if LAYOUT in base.diversity and LAYOUT in now.diversity:
+            change, _, high = _mean(now.diversity[LAYOUT] - base.diversity[LAYOUT])
+            share = 1 + change / np.nanmean(base.diversity[LAYOUT])
             if high < 0 and share < DIVERSITY:
-                found[f"diversity {name}"] = f"the pictures of a prompt differ by only {share:.0%} of what they did ({name})"
+                found["diversity"] = f"the pictures of a prompt differ by only {share:.0%} of what they did"
         for name in base.shuffled.keys() & now.shuffled.keys():
             before, after = (prompt_means(e.scores[name]) - prompt_means(e.shuffled[name]) for e in (base, now))
             _, _, high = _mean(after - before)
@@ -83,13 +88,18 @@ class Watch:
                 found[f"statistics {name}"] = f"the {name} of the pictures moved by {moved:+.1f} standard deviations"
         return {witness: f"{rose} {words}. {ADVICE}" for witness, words in found.items()}
 
-    def _fallen(self, path: list[Evaluation], images: int) -> str:
+    def _unconfirmed(self, path: list[Evaluation], trained: list[np.ndarray], images: int) -> str:
         gains = self._z(path, self.witnesses, images)
         best = int(np.argmax([_mean(gain)[0] for gain in gains]))
+        names, since = " and ".join(self.witnesses), f"since round {path[best].round}"
         fall, _, high = _mean(gains[-1] - gains[best])
-        if not (high < 0 and fall < -FALL):
-            return ""
-        return f"the held-out {' and '.join(self.witnesses)} fell by {-fall:.2f} since round {path[best].round}"
+        if high < 0 and fall < -FALL:
+            return f"the held-out {names} fell by {-fall:.2f} {since}"
+        more, low, _ = _mean(trained[-1] - trained[best])
+        followed = _mean(gains[best])[1] > 0
+        if followed and low > 0 and more > STALL:
+            return f"the held-out {names} stands still {since}, and {more:.2f} of the rise came later"
+        return ""
 
     def _z(self, path: list[Evaluation], names: Sequence[str], images: int) -> list[np.ndarray]:
         """Gain over the base of each evaluation ``[P]``, the mean over some scores, in base standard deviations."""
@@ -101,7 +111,10 @@ class Watch:
 def _mean(values: np.ndarray) -> tuple[float, float, float]:
     """Mean over prompts and its 95 % interval."""
     values = values[np.isfinite(values)]
-    return (float(values.mean()), *bootstrap_interval(values)) if len(values) else (float("nan"),) * 3
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    low, high = bootstrap_interval(values)
+    return float(values.mean()), low, high
 
 
 def _spread(values: Any) -> float:

@@ -69,7 +69,7 @@ def _build(name: str, path: Path, python: Path, behind: list[str], requirements:
         venv.EnvBuilder(symlinks=os.name != "nt", with_pip=own_pip).create(path)
     except (subprocess.CalledProcessError, OSError) as error:
         raise RewardError(f"the environment {name!r} cannot be made in {path}: {error}") from None
-    (purelib,) = {Path(found) for found in _ask(python, "import sysconfig; print(sysconfig.get_path('purelib'))")}
+    purelib = Path(_ask(python, "import sysconfig; print(sysconfig.get_path('purelib'))"))
     # addsitedir, not bare lines: it also runs the .pth files of these folders, which is how editable installations work
     (purelib / "genrl_behind.pth").write_text("".join(f"import site; site.addsitedir({one!r})\n" for one in behind), encoding="utf-8")
     if requirements:
@@ -82,7 +82,7 @@ def _build(name: str, path: Path, python: Path, behind: list[str], requirements:
         if run.returncode:
             last = "\n".join(f"  {line[:400]}" for line in run.stdout.splitlines()[-LINES:])
             raise RewardError(f"the environment {name!r} cannot be made: pip could not install {', '.join(requirements)}:\n{last}")
-    if _ask(python, "import importlib.util as u; print(u.find_spec('genrl.remote.child') is not None)") != ["True"]:
+    if _ask(python, "import importlib.util as u; print(u.find_spec('genrl.remote.child') is not None)") != "True":
         raise RewardError(f"the environment {name!r} does not see genrl: install genrl (pip install -e . in a checkout), then try again")
 
 
@@ -91,11 +91,12 @@ def _installed() -> list[str]:
     return [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages")) and os.path.isdir(entry)]
 
 
-def _ask(python: Path, code: str) -> list[str]:
+def _ask(python: Path, code: str) -> str:
+    """The last line that some code prints there."""
     run = subprocess.run([str(python), "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if run.returncode:
         raise RewardError(f"{python} does not work: {run.stderr.strip()[-1000:]}")
-    return run.stdout.splitlines()
+    return run.stdout.strip().rpartition("\n")[2]
 
 
 @contextmanager

@@ -79,7 +79,7 @@ def encode_request(request: Request, encoding: str = "raw") -> bytes:
         blocks: list[Any] = [_png(picture) for picture in to_pil(images.float() / 255)]
         header["sizes"] = [len(block) for block in blocks]
     else:
-        blocks = [memoryview(images.cpu().contiguous().numpy()).cast("B")]
+        blocks = [images.cpu().contiguous().numpy().data.cast("B")]
     head = json.dumps(header).encode()
     return b"".join([_LENGTH.pack(len(head)), head, *blocks])
 

@@ -153,7 +153,8 @@ class Worker:
         try:
             self._hand_over(job)
             url = self._wait(ready)
-            self._client = RemoteReward(url, token, timeout_s=self.timeout_s, retries=0)
+            self._client = RemoteReward(url, token, retries=0)
+            self._client.timeout_s = self.timeout_s
         except BaseException:
             self._end()
             raise

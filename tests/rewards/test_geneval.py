@@ -2,14 +2,30 @@
 
 import math
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_clip import hub_clip, pictures, refuses
+from tiny_clip import hub_clip, pictures, refuses, spread
+from torch.nn import functional as F
 
 from genrl.pixels import to_pil
 from genrl.reward import RewardError, check_metadata, check_scores
-from genrl.rewards.geneval import COCO, COLOURS, GREY, Detection, Geneval, check, class_names, cut_out, evaluate, keep, overlap, relations
+from genrl.rewards.geneval import (
+    COCO,
+    COLOURS,
+    GREY,
+    Detection,
+    Geneval,
+    check,
+    class_names,
+    cut_out,
+    evaluate,
+    instances,
+    keep,
+    overlap,
+    relations,
+)
 
 NAME = "genrl.rewards.geneval:Geneval"
 
@@ -161,24 +177,20 @@ def folders(tmp_path_factory):
         backbone_config=SwinConfig(image_size=64, patch_size=4, embed_dim=8, **stages), **sizes, **layers, id2label=labels
     )
     model = Mask2FormerForUniversalSegmentation(config).eval()
-    with torch.no_grad():
-        model.class_predictor.weight.mul_(20)  # so that classes are told apart
+    spread(model)
+    with torch.no_grad():  # so that classes are told apart, and queries
+        model.class_predictor.weight.normal_()
+        model.model.transformer_module.queries_features.weight.normal_(std=2)
     model.save_pretrained(where / "detector")
     Mask2FormerImageProcessor(size={"height": 64, "width": 64}, num_labels=4).save_pretrained(where / "detector")
     hub_clip(where / "clip")
     return {"model": str(where / "detector"), "clip": str(where / "clip"), "device": "cpu"}
 
 
-def test_detections_are_transformers_own(folders):
-    reward, images = Geneval(**folders, threshold=0.05), pictures(48, 80)
-    pixels = reward.processor(images=to_pil(images), return_tensors="pt")
-    with torch.no_grad():
-        output = reward.network(**pixels)
-        seen = reward.detect(images)
-    options = {"threshold": 0.05, "target_sizes": [(48, 80)] * 3, "return_binary_maps": True}
-    published = reward.processor.post_process_instance_segmentation(output, **options)
-    assert sum(map(len, seen)) > 3
-    for mine, theirs in zip(seen, published, strict=True):
+def same_as_transformers(reward, seen, output, threshold, size):
+    """Classes, scores and masks of ``post_process_instance_segmentation``; boxes that hold their mask and no more."""
+    options = {"threshold": threshold, "target_sizes": [size] * len(seen), "return_binary_maps": True}
+    for mine, theirs in zip(seen, reward.processor.post_process_instance_segmentation(output, **options), strict=True):
         info = sorted(theirs["segments_info"], key=lambda s: -s["score"])
         mine = sorted(mine, key=lambda d: -d.score)
         assert [d.name for d in mine] == [reward.names[s["label_id"]] for s in info]
@@ -190,22 +202,53 @@ def test_detections_are_transformers_own(folders):
             assert one.mask[top].any() and one.mask[bottom - 1].any() and one.mask[:, left].any() and one.mask[:, right - 1].any()
 
 
-def test_colours_are_clip_s_zero_shot(folders):
-    from transformers import CLIPImageProcessor, CLIPModel
-
-    reward, image = Geneval(**folders), pictures(48, 80)[0]
-    things = [Detection("dog", 1.0, (4, 3, 40, 30)), Detection("dog", 1.0, (50, 10, 60, 48)), Detection("dog", 1.0, (0, 0, 80, 48))]
-    model, processor = CLIPModel.from_pretrained(folders["clip"]), CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)
-    crops = [to_pil(image[None])[0].crop(thing.box) for thing in things]
+def test_detections_are_transformers_own(folders):
+    reward, images = Geneval(**folders, threshold=0.05), pictures(48, 80)
     with torch.no_grad():
-        seen = model.get_image_features(processor(crops, return_tensors="pt").pixel_values).pooler_output
+        output = reward.network(**reward.processor(images=to_pil(images), return_tensors="pt"))
+        seen = reward.detect(images)
+    assert len({thing.name for things in seen for thing in things}) > 1 and len(seen[0]) > 3
+    same_as_transformers(reward, seen, output, 0.05, (48, 80))
+
+
+def test_boxes_and_thresholds_are_transformers_own(folders):
+    """On heads made by hand: small blobs, one of them empty, and classes of any probability."""
+    reward = Geneval(**folders)
+    classes, masks = 2 * torch.randn(2, 6, 5), torch.full((2, 6, 24, 24), -3.0)
+    for query in range(5):
+        masks[0, query, 3 * query : 3 * query + 4, 2 + query : 12] = 0.5 + query
+        masks[1, query, 20 - 2 * query :, : 3 + query] = 2.0
+    output = SimpleNamespace(class_queries_logits=classes, masks_queries_logits=masks)
+    for threshold in (0.1, 0.3, 0.5):
+        seen = [instances(*heads, (60, 100), threshold, reward.names) for heads in zip(classes, masks, strict=True)]
+        assert len({thing.box for things in seen for thing in things}) > 1
+        same_as_transformers(reward, seen, output, threshold, (60, 100))
+    assert instances(classes[0], masks[0], (60, 100), 0.999, reward.names) == []
+
+
+def test_colours_are_clip_s_zero_shot(folders):
+    from transformers import CLIPImageProcessor
+
+    reward = Geneval(**folders)
+    model, processor = reward.clip.network, CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)
+    with torch.no_grad():  # so that words and pictures are told apart
+        model.text_model.embeddings.token_embedding.weight.normal_(std=3)
+        model.vision_model.embeddings.patch_embedding.weight.normal_()
         rows = []
         for colour in COLOURS:
             texts = [f"a photo of a {colour} dog", f"a photo of a {colour}-colored dog", f"a photo of a {colour} object"]
             said = model.get_text_features(reward.clip.tokens(texts)).pooler_output
-            rows.append(torch.nn.functional.normalize(said, dim=-1).mean(0))
-        rows = torch.nn.functional.normalize(torch.stack(rows), dim=-1)
-        assert reward.colours(image, things) == [COLOURS[index] for index in (seen @ rows.T).argmax(-1)]
+            rows.append(F.normalize(said, dim=-1).mean(0))
+        rows = F.normalize(torch.stack(rows), dim=-1)
+        things = [Detection("dog", 1.0, (4, 3, 40, 30)), Detection("dog", 1.0, (50, 10, 60, 48)), Detection("dog", 1.0, (0, 0, 80, 48))]
+        named = set()
+        for image in [*pictures(48, 80), *torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 48, 80)]:
+            crops = [to_pil(image[None])[0].crop(thing.box) for thing in things]
+            seen = model.get_image_features(processor(crops, return_tensors="pt").pixel_values).pooler_output
+            expected = [COLOURS[index] for index in (seen @ rows.T).argmax(-1)]
+            assert reward.colours(image, things) == expected
+            named |= set(expected)
+    assert len(named) > 2
 
 
 def test_the_whole_reward(folders):
