@@ -3,7 +3,8 @@
     python benchmarks/remote_reward.py
 
 The loop is training's: the main thread draws a batch of 16 pictures of 512 px while another thread has the batch before it scored.
-Drawing is a stand-in, a fixed number of convolutions on latents of that size. The reward is of realistic cost: it resizes to 224 px and
+Drawing is a stand-in, convolutions on latents of that size for less than a second, which is faster than a generator draws sixteen such
+pictures. The reward is of realistic cost: it resizes to 224 px and
 runs a small vision transformer with random weights. It runs in this process, or in another one on this machine, over the same HTTP
 that goes to other machines. Runs alternate; figures are medians over runs, and the ratio that of the medians.
 """
@@ -29,7 +30,7 @@ from genrl.pixels import normalise, resize
 from genrl.remote.worker import Worker
 from genrl.reward import About
 
-BATCH, SIDE, PASSES, BATCHES, MUST_HOLD = 16, 512, 24, 8, 0.9
+BATCH, SIDE, PASSES, BATCHES, MUST_HOLD = 16, 512, 96, 8, 0.9
 THREADS = 1  # sampling and scoring have a core each, as they would have a device each
 
 

@@ -128,7 +128,8 @@ class Scoring:
 
     def add(self, images: Tensor, prompts: Sequence[str], metadata: Metadata, groups: Tensor | None = None) -> None:
         """Hand over images ``[B, 3, H, W]`` in [0, 1] with their prompts."""
-        pixels = to_bytes(images).cpu()
+        # contiguous, as they come off a wire: sums follow the order in memory, and so the last bits of a score
+        pixels = to_bytes(images).cpu().contiguous()
         self.held.append((pixels, prompts, metadata, groups))
         for label, reward in self.pool.rewards.items():
             if about(reward).kind == "pointwise":

@@ -66,7 +66,7 @@ CHAT = (
 
 
 class HpsV3:
-    """``mu`` of HPSv3's head, about 9 to 11 for good generators; differentiable in the pixels.
+    """``mu`` of the published head, as it is; differentiable in the pixels.
 
     Args:
         model: hub id or folder that holds ``HPSv3.safetensors``.

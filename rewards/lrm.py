@@ -37,7 +37,7 @@ Told = tuple[Tensor, Tensor]
 
 
 class LatentRewardXL(nn.Module):
-    """LRM-XL, frozen; ``score_latents`` scores noisy latents.
+    """Frozen; ``score_latents`` is what it is asked by.
 
     Args:
         source: folder or hub id, ``owner/name`` or ``owner/name/folder``, with ``unet``, both text encoders (without them the base's are

@@ -57,7 +57,7 @@ FORMS = {
 
 
 class UnifiedReward:
-    """UnifiedReward's score of each picture, 1 to 5; NaN where its answer cannot be read.
+    """The model's final score, or the mean of its three; NaN where the answer cannot be read.
 
     Args:
         url, model, server: see ChatClient.

@@ -53,13 +53,14 @@ def test_another_config_is_refused_by_name(tmp_path):
 
 
 def test_a_torn_line_is_left_out(tmp_path):
+    from genrl.evaluation.watch import Watch
     from genrl.recorder import Recorder, read_lines
 
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"round": 1}\n{"round": 2}\n{"round": 3, "lo')
     assert [line["round"] for line in read_lines(path)] == [1, 2]
-    Recorder(tmp_path, main=True, track=lambda *a, **k: None).open(1, fresh=False, notes={"config.yaml": "a: 1"})
+    Recorder(tmp_path, main=True, track=lambda *a, **k: None, watch=Watch([], [])).open(1, fresh=False, notes={"config.yaml": "a: 1"})
     assert path.read_text() == '{"round": 1}\n'
-    other = Recorder(tmp_path, main=True, track=lambda *a, **k: None)
+    other = Recorder(tmp_path, main=True, track=lambda *a, **k: None, watch=Watch([], []))
     other.log({"round": 2, "loss": float("nan")}, seconds=1.0)
     assert json.loads(path.read_text().splitlines()[1]) == {"round": 2, "loss": None}

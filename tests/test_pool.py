@@ -71,7 +71,9 @@ def test_batches_keep_order_and_pairing():
 
 def test_a_reward_sees_what_a_png_holds():
     seen = []
-    RewardPool({"look": lambda i, p, m: seen.append(i) or [0.0] * len(i)}).score(torch.full((1, 3, 2, 2), 0.5004), ["a"], [{}])
+    image = torch.full((1, 3, 2, 2), 0.5004).to(memory_format=torch.channels_last)
+    RewardPool({"look": lambda i, p, m: seen.append(i) or [0.0] * len(i)}).score(image, ["a"], [{}])
+    assert seen[0].is_contiguous()
     assert seen[0].dtype == torch.float32 and seen[0].unique().tolist() == pytest.approx([128 / 255])
 
 

@@ -17,6 +17,38 @@ def test_the_readme_table_is_what_the_results_say(monkeypatch):
     assert shown.strip() == acflow.table().strip()
 
 
+def test_the_over_optimisation_table_is_what_its_results_say(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    results, bench = (importlib.import_module(name) for name in ("_results", "overoptimisation_shapes"))
+    shown = (ROOT / "README.md").read_text().split(results.begin(bench.NAME))[1].split(results.END)[0]
+    assert shown.strip() == bench.table(json.loads((results.RESULTS / f"{bench.NAME}.json").read_text())).strip()
+
+
+@pytest.mark.parametrize(
+    ("kept", "gain_lost", "alarm_round", "in_time", "ensemble", "alarm"),
+    [
+        (0.95, 0.5, 9, True, True, True),
+        (0.85, 0.5, 9, True, False, True),  # the ensemble loses, too
+        (0.95, 0.1, 9, True, False, True),  # the single proxy was not hacked enough to compare
+        (0.95, 0.5, 12, False, True, False),  # late
+        (0.95, 0.5, None, False, True, False),  # never
+    ],
+)
+def test_what_is_claimed_of_over_optimisation(monkeypatch, kept, gain_lost, alarm_round, in_time, ensemble, alarm):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module("overoptimisation_shapes")
+
+    def record(hacked, **figures):
+        told = {"alarm_round": alarm_round if hacked else None, "in_time": in_time if hacked else False}
+        return {"figures": {"kept": 0.8, "gain_lost": 0.0} | figures, "hacked": hacked, **told}
+
+    rows = {"single": [record(True, gain_lost=gain_lost)] * 2, "mean": [record(False, kept=kept)] * 2}
+    found = bench.claims(rows)
+    assert (found["ensemble"]["holds"], found["alarm"]["holds"]) == (ensemble, alarm)
+    rows["mean"][0]["alarm_round"] = 3  # false
+    assert not bench.claims(rows)["alarm"]["holds"]
+
+
 def test_readme_is_written_between_the_markers_only(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     results, readme = importlib.import_module("_results"), tmp_path / "README.md"

@@ -64,14 +64,14 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     # the cheap checks come first: nothing is loaded for a run that cannot start
     train, held_out = load_prompts(settings.data.train), load_prompts(settings.data.held_out)
     train = [train[i] for i in repeated(train, getattr(settings.data, "repeat", {}))]
+    folder = Path(settings.run.folder) / settings.run.name
+    tracker = None if settings.run.tracker == "none" else settings.run.tracker
+    accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=tracker, project_dir=str(folder))
+    if accelerator.device.type == "cpu":
+        # accelerate gives each CPU process a single thread; rewards in processes of their own take over what is set here
+        torch.set_num_threads(max(1, usable_cpus() // accelerator.num_processes))
     with closing(load_rewards(settings.rewards)) as scorers:
         scorers.judges.check([p.text for p in train + held_out], [p.metadata for p in train + held_out])
-        folder = Path(settings.run.folder) / settings.run.name
-        tracker = None if settings.run.tracker == "none" else settings.run.tracker
-        accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=tracker, project_dir=str(folder))
-        if accelerator.device.type == "cpu":
-            # accelerate gives each CPU process a single thread
-            torch.set_num_threads(max(1, usable_cpus() // accelerator.num_processes))
         torch.manual_seed(settings.run.seed)
         model = load_model(settings.model, accelerator.device)
         algorithm, policy = build(settings, model)

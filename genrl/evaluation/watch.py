@@ -79,6 +79,8 @@ class Watch:
         for name in base.shuffled.keys() & now.shuffled.keys():
             before, after = (prompt_means(e.scores[name]) - prompt_means(e.shuffled[name]) for e in (base, now))
             _, _, high = _mean(after - before)
+            if np.nanmean(before) <= 0:  # it did not read prompts to begin with
+                continue
             share = np.nanmean(after) / np.nanmean(before)
             if high < 0 and share < GAP:
                 found[f"prompts {name}"] = f"{name} hardly minds another prompt any more: its gap is {share:.0%} of what it was"
