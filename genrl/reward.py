@@ -92,7 +92,7 @@ class About:
         license: of the weights.
         packages: distributions that must be installed, beyond genrl's own.
         source: paper or repository.
-        golden: known scores as (picture of ``genrl.doctor``, prompt, score, tolerance).
+        golden: known scores as (picture of ``genrl.doctor.shown``, prompt, score, tolerance).
     """
 
     kind: Kind = "pointwise"

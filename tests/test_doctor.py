@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from genrl.doctor import examine, golden_picture, pictures
+from genrl.doctor import examine
+from genrl.doctor.shown import golden_picture, pictures
 from genrl.pixels import to_pil
 from genrl.reward import RewardError
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
@@ -39,6 +40,8 @@ from genrl.trainer import Task, fit
 from genrl.types import Prompt
 from genrl.worlds.shapes import PIPELINES
 from genrl.worlds.shapes.scenes import random_scene, render
+
+log = logging.getLogger(__name__)
 
 EXPECTED = (config.ConfigError, PromptError, ModelError, RewardError, CheckpointError, TrainingError, ValueError)
 
@@ -101,6 +104,9 @@ def make_task(
     real = load_real(settings.data.real, settings.data.real_images, model, wanted) if wanted else {}
     # a latent reward that ranks inside a loss scores no pictures: nothing is heard of it
     heard = [name for name in (*scorers.trained, *algorithm.rewards) if name in scorers.judges.rewards]
+    for name in heard:
+        if about(scorers.judges.rewards[name]).kind == "group":
+            log.warning("%s compares the pictures of a prompt, so its mean cannot rise and the hacking alarm cannot hear it", name)
     watch = Watch(heard, scorers.witnesses)
     return Task(*sets, rewards=scorers.rewards, mix=scorers.mix, judges=scorers.judges, watch=watch, real=real)
 
