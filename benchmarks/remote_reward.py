@@ -3,8 +3,8 @@
     python benchmarks/remote_reward.py
 
 The loop is training's: the main thread draws a batch of 16 pictures of 512 px while another thread has the batch before it scored.
-Drawing is a stand-in, convolutions on latents of that size for less than a second, which is faster than a generator draws sixteen such
-pictures. The reward is of realistic cost: it resizes to 224 px and
+Drawing is a stand-in, 24 or 96 convolutions on latents of that size: with 24 it takes hardly longer than scoring, with 96 less than a
+second, which is still faster than a generator draws sixteen such pictures. The reward is of realistic cost: it resizes to 224 px and
 runs a small vision transformer with random weights. It runs in this process, or in another one on this machine, over the same HTTP
 that goes to other machines. Runs alternate; figures are medians over runs, and the ratio that of the medians.
 """
@@ -30,7 +30,8 @@ from genrl.pixels import normalise, resize
 from genrl.remote.worker import Worker
 from genrl.reward import About
 
-BATCH, SIDE, PASSES, BATCHES, MUST_HOLD = 16, 512, 96, 8, 0.9
+BATCH, SIDE, BATCHES, MUST_HOLD = 16, 512, 8, 0.9
+PASSES = (24, 96)
 THREADS = 1  # sampling and scoring have a core each, as they would have a device each
 
 
@@ -55,9 +56,10 @@ class Tower:
 
 
 class Sampler:
-    """Takes as long as it takes; the pictures are noise."""
+    """Takes as long as its passes take; the pictures are noise."""
 
-    def __init__(self) -> None:
+    def __init__(self, passes: int) -> None:
+        self.passes = passes
         generator = torch.Generator().manual_seed(0)
         self.pixels = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
         self.latents = torch.randn(BATCH, 32, SIDE // 8, SIDE // 8, generator=generator)
@@ -66,7 +68,7 @@ class Sampler:
     @torch.no_grad()
     def __call__(self) -> Tensor:
         x = self.latents
-        for _ in range(PASSES):
+        for _ in range(self.passes):
             x = self.layer(x).clamp(-1, 1)
         return self.pixels.float() / 255
 
@@ -107,17 +109,19 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
-    sampler, here = Sampler(), Tower()
+    samplers, here = {passes: Sampler(passes) for passes in PASSES}, Tower()
     with Worker(f"{__file__}:Tower") as there:
         places = {"in process": here, "in another process": there}
-        images = sampler()
+        images = samplers[PASSES[0]]()
         scores = [place(images, ["a picture"] * BATCH, [{}] * BATCH) for place in places.values()]
         assert torch.equal(*scores), "scores differ between processes"
-        measured: dict[str, dict[str, list[float]]] = {what: {place: [] for place in places} for what in ("loop", "alone")}
+        cases = {f"loop, {passes} passes": (loop, sampler) for passes, sampler in samplers.items()}
+        cases["alone"] = (alone, samplers[PASSES[0]])
+        measured: dict[str, dict[str, list[float]]] = {what: {place: [] for place in places} for what in cases}
         for number in range(args.runs + 1):
             # whoever goes first changes from run to run; the first run warms up
             for place in list(places)[:: -1 if number % 2 else 1]:
-                for what, measure in (("loop", loop), ("alone", alone)):
+                for what, (measure, sampler) in cases.items():
                     figure = measure(sampler, places[place])
                     measured[what][place] += [figure] if number else []
     rows = []
@@ -125,13 +129,12 @@ def main() -> None:
         medians = {place: statistics.median(figures) for place, figures in found.items()}
         ratio = medians["in another process"] / medians["in process"]
         row = {"what": what, "images_per_s": medians, "ratio": ratio, "runs": found, "batch": BATCH, "side_px": SIDE}
-        rows.append(row | {"threads": THREADS, "must_hold": MUST_HOLD if what == "loop" else None, "versions": versions(0)})
-        print(f"{what:6} {', '.join(f'{place} {figure:.1f} images/s' for place, figure in medians.items())}, ratio {ratio:.3f}")
+        rows.append(row | {"threads": THREADS, "must_hold": MUST_HOLD if what != "alone" else None, "versions": versions(0)})
+        print(f"{what:16} {', '.join(f'{place} {figure:.1f} images/s' for place, figure in medians.items())}, ratio {ratio:.3f}")
     save(RESULTS / "remote_reward.json", {"rows": rows})
-    if rows[0]["ratio"] < MUST_HOLD:
-        raise SystemExit(
-            f"the loop with a remote reward must reach {MUST_HOLD:.0%} of the one in process; it reached {rows[0]['ratio']:.1%}"
-        )
+    lowest = min(row["ratio"] for row in rows if row["must_hold"])
+    if lowest < MUST_HOLD:
+        raise SystemExit(f"the loop with a remote reward must reach {MUST_HOLD:.0%} of the one in process; it reached {lowest:.1%}")
 
 
 if __name__ == "__main__":

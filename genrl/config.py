@@ -231,16 +231,6 @@ class Evaluation:
     pictures: Literal["full", "all"] = "full"
 
 
-def parser_of(schema: type) -> Any:
-    """The argument parser of a schema: ``--config``, every dotted key, ``--help``, ``--print_config``."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, description=(schema.__doc__ or "").strip().split("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file of settings")
-    parser.add_class_arguments(schema)
-    return parser
-
-
 def load(schema: type[C], arguments: Sequence[str] | None = None) -> C:
     """Settings from command-line arguments: ``--config file.yaml --dotted.name value``.
 
@@ -249,10 +239,12 @@ def load(schema: type[C], arguments: Sequence[str] | None = None) -> C:
     Raises:
         ConfigError: unknown key (near ones are named), wrong type, missing file.
     """
-    from jsonargparse import ArgumentError
+    from jsonargparse import ArgumentError, ArgumentParser
 
     arguments = _shipped(list(sys.argv[1:] if arguments is None else arguments))
-    parser = parser_of(schema)
+    parser = ArgumentParser(exit_on_error=False, description=(schema.__doc__ or "").strip().split("\n")[0])
+    parser.add_argument("--config", action="config", help="YAML file of settings")
+    parser.add_class_arguments(schema)
     try:
         parsed = parser.parse_args(arguments)
         parsed.pop("config", None)

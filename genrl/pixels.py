@@ -24,6 +24,9 @@ Images = Float[Tensor, "b 3 h w"]
 
 def to_bytes(images: Images) -> Tensor:
     """What a PNG would hold: uint8 ``[B, 3, H, W]``."""
+    if images.device.type == "cpu" and len(images):
+        # picture by picture: the steps between stay in the cache, which makes it several times as fast
+        return torch.stack([(image.clamp(0, 1) * 255).round().to(torch.uint8) for image in images])
     return (images.clamp(0, 1) * 255).round().to(torch.uint8)
 
 

@@ -99,7 +99,8 @@ class RewardPool:
         whole = about(reward).kind == "group"
         while start < len(images):
             rows = slice(start, len(images) if whole else start + self.batch[label])
-            some = images[rows].float() / 255
+            # what goes over a wire goes as bytes
+            some = images[rows] if getattr(reward, "remote", False) else images[rows].float() / 255
             try:
                 got = reward(some, list(prompts[rows]), list(metadata[rows]))
             except torch.OutOfMemoryError as error:

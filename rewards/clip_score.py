@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,7 @@ class ClipScore:
         return self.clip.cosine(images, prompts)
 
 
-class Towers:
+class Towers(ABC):
     """Pictures and prompts as unit vectors of float32. A backend sets ``network``, ``texts`` and ``scale``, and embeds a picture.
 
     Args:
@@ -81,9 +82,9 @@ class Towers:
     def __init__(self, device: str, dtype: str):
         self.device, self.dtype = best_device(device), float_type(dtype)
 
+    @abstractmethod
     def embed(self, images: Tensor) -> Tensor:
         """Pictures to their projected embedding, not yet of unit length."""
-        raise NotImplementedError
 
     def pictures(self, images: Tensor) -> Tensor:
         """``[B, D]``."""

@@ -241,3 +241,15 @@ def test_threads_end_with_the_pool():
         time.sleep(0.05)
     assert any(name.startswith("reward mean") for name in names)
     assert not any(thread.name.startswith("reward mean") for thread in threading.enumerate())
+
+
+def test_what_goes_over_a_wire_goes_as_bytes():
+    class Far:
+        remote = True
+
+        def __call__(self, images, prompts, metadata):
+            assert images.dtype == torch.uint8
+            return images.float().mean((1, 2, 3)) / 255
+
+    found = RewardPool({"far": Far(), "near": mean}).score(IMAGES, PROMPTS, META)
+    assert torch.allclose(found["far"], found["near"])
