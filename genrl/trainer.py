@@ -86,7 +86,10 @@ def fit(
             for words in loop.raised:
                 progress.console.print(f"[bold]round {loop.round}:[/bold] {escape(words)}")
             progress.update(bar, completed=loop.round, description=describe(metrics, loop.judged))
-    loop.judge(full=True)
+        loop.raised = []
+        loop.judge(full=True)
+        for words in loop.raised:
+            progress.console.print(f"[bold]at the end:[/bold] {escape(words)}")
     for view in algorithm.views:
         loop.judge(full=True, view=view)
     accelerator.end_training()

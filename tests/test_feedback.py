@@ -48,3 +48,10 @@ def test_what_cannot_be_scored_is_marked_and_left_out_of_means():
 def test_group_mean_does_not_care_for_order():
     values, group = torch.tensor([1.0, 10.0, 3.0, 20.0]), torch.tensor([5, 2, 5, 2])
     assert group_mean(values, group, torch.ones(4, dtype=torch.bool)).tolist() == [2.0, 15.0, 2.0, 15.0]
+
+
+def test_a_round_that_nobody_could_score_freezes_no_statistics():
+    feedback = ShapedReward()
+    signal = feedback(torch.full((4,), NAN), torch.tensor([0, 0, 1, 1]))
+    assert not signal["valid"].any() and signal["reward"].tolist() == [0.0] * 4 and feedback.mean is None
+    assert feedback(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0, 0, 1, 1]))["reward"].isfinite().all()

@@ -334,6 +334,14 @@ def test_verdict_cannot_tell() -> None:
     assert hacking.verdict(before, after, "judge", "elsewhere").level == "cannot tell"
 
 
+def test_nothing_is_said_of_a_reward_that_compares_siblings() -> None:
+    before, after = tables(-0.3, 0.0)
+    # a win rate: whatever the pictures are like, the mean of a prompt's is a half
+    rates = np.tile([0.25, 0.75], (len(before["judge"]), 1))
+    found = hacking.verdict(before | {"proxy": rates}, after | {"proxy": rates[:, ::-1]}, "judge", "proxy")
+    assert found.level == "cannot tell" and "same mean for every prompt" in found.sentence
+
+
 def test_a_base_that_does_not_vary_has_no_units() -> None:
     before, after = tables(0.5, 0.5)
     before["proxy"] = np.full_like(before["proxy"], 3.0)
