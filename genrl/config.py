@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
+from genrl.precision import Precision
+
 C = TypeVar("C")
 
 
@@ -72,7 +74,7 @@ class Model:
         source: diffusers folder, hub id, or "shapes" or "shapes_sdxl" for the embedded world.
         revision: revision on the hub.
         tune: full copies, or LoRA adapters over one shared base.
-        precision: bf16 computes under autocast.
+        precision: number formats, by place; weights in 16 bits only where tune is lora.
         height: pixels; 0 is the model's own.
         width: pixels; 0 is the model's own.
         t5: use T5 if the model has it.
@@ -84,7 +86,7 @@ class Model:
     revision: str | None = None
     tune: Literal["full", "lora"] = "lora"
     lora: Lora = field(default_factory=Lora)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = field(default_factory=Precision)
     height: int = 0
     width: int = 0
     t5: bool = True

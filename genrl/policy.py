@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from genrl.kernels.chain import guided
 from genrl.path import Sigma
+from genrl.precision import Precision
 from genrl.types import Conditioning
 
 ACTOR, OLD, REF, AVERAGE = "actor", "old", "ref", "average"
@@ -23,9 +25,9 @@ ACTOR, OLD, REF, AVERAGE = "actor", "old", "ref", "average"
 class Generator(Protocol):
     """What a model adapter offers (see ``genrl.models``).
 
-    ``velocity`` evaluates a given network without guidance, float32 in and out; ``features`` maps ``[B, C, h, w]`` from its middle;
+    ``velocity`` evaluates a given network without guidance, in the format that it computes in; ``features`` maps ``[B, C, h, w]`` from its middle;
     ``decode`` maps latents to images ``[B, 3, H, W]`` in [0, 1], differentiably; ``unconditional`` is the conditioning of guidance's
-    other branch; ``student_sigmas`` the levels of a student of so many steps.
+    other branch; ``precision`` the formats it computes in; ``student_sigmas`` the levels of a student of so many steps.
     """
 
     @property
@@ -34,6 +36,8 @@ class Generator(Protocol):
     def latent_shape(self) -> tuple[int, ...]: ...
     @property
     def unconditional(self) -> Conditioning: ...
+    @property
+    def precision(self) -> Precision: ...
 
     def velocity(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor: ...
     def features(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor: ...
@@ -138,13 +142,14 @@ class FlowPolicy:
         self.model = model
         self.storage = storage
         self.networks = dict(networks or {})
+        self.precision = model.precision
 
     @property
     def roles(self) -> tuple[str, ...]:
         return (*self.storage.roles, *self.networks)
 
     def velocity(self, x: Tensor, sigma: Sigma, cond: Conditioning, role: str = ACTOR, guidance: float = 1.0) -> Tensor:
-        """Velocity ``[B, ...]`` of a role at ``x [B, ...]``, ``sigma`` scalar or ``[B]``.
+        """Velocity ``[B, ...]`` float32 of a role at ``x [B, ...]``, ``sigma`` scalar or ``[B]``.
 
         Guidance g combines ``v_0 + g (v_c - v_0)`` with the unconditional ``v_0``; both branches are one forward pass.
         """
@@ -152,16 +157,22 @@ class FlowPolicy:
 
     def branches(self, x: Tensor, sigma: Sigma, cond: Conditioning, role: str = ACTOR, guidance: float = 1.0) -> tuple[Tensor, Tensor]:
         """The guided velocity and the plain conditional one, from one forward pass; the same tensor when guidance is 1."""
+        both = self.answer(x, sigma, cond, role, guidance)
+        if guidance == 1.0:
+            v = both.float()
+            return v, v
+        return guided(both, guidance, self.precision.dtype("combine")), both[len(x) :].float()
+
+    def answer(self, x: Tensor, sigma: Sigma, cond: Conditioning, role: str, guidance: float) -> Tensor:
+        """What the network says before guidance is applied, in its own format: ``[B, ...]`` without guidance, else ``[2B, ...]``, the
+        unconditional rows first."""
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        with self.storage.use(role) as network:
-            if guidance == 1.0:
-                v = self.model.velocity(network, x, levels, cond)
-                return v, v
+        if guidance != 1.0:
             empty = self.model.unconditional.to(x.device)
             blank = Conditioning(empty.embeds.expand(len(x), -1, -1), empty.pooled.expand(len(x), -1))
-            both = self.model.velocity(network, torch.cat([x, x]), torch.cat([levels, levels]), Conditioning.cat([blank, cond]))
-        v_0, v_c = both.chunk(2)
-        return v_0 + guidance * (v_c - v_0), v_c
+            x, levels, cond = torch.cat([x, x]), torch.cat([levels, levels]), Conditioning.cat([blank, cond])
+        with self.storage.use(role) as network:
+            return self.model.velocity(network, x, levels, cond)
 
     def features(self, x: Tensor, sigma: Sigma, cond: Conditioning, role: str) -> Tensor:
         """A map of inner features ``[B, C, h, w]`` of a role's network, without guidance: what a latent discriminator looks at."""

@@ -9,13 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from genrl import seeds
-from genrl.chain import Chain
+from genrl.chain import Chain, Guidance
+from genrl.kernels import chain as kernels
 from genrl.path import start, to_x0
 from genrl.policy import FlowPolicy
 from genrl.types import Conditioning, Prompt, Trajectory
 
-RECORDS = ("states", "predictions")
-"""What a rollout can record, each ``[B, T, ...]`` for the T steps: the state a step starts from, and the x0 predicted there."""
+RECORDS = ("states", "predictions", "log_probs")
+"""What a rollout can record of its T steps: the state each starts from and the x0 predicted there, ``[B, T, ...]``, and the
+log-probability of its outcome, ``[B, T]`` (a mean over latent dimensions, 0 for a deterministic step)."""
 
 
 @torch.no_grad()
@@ -29,7 +31,7 @@ def rollout(
     key: Sequence[int],
     samples: Sequence[int],
     groups: Sequence[int],
-    guidance: float = 1.0,
+    guidance: float | Guidance = 1.0,
     chunk: int = 64,
     record: Sequence[str] = (),
     finished: Callable[[slice, Tensor], None] | None = None,
@@ -47,23 +49,19 @@ def rollout(
         finished: called with the rows and latents of each chunk, while the next are still to be drawn.
     """
     device = next(policy.model.network.parameters()).device
-    shape = policy.model.latent_shape
+    cond = cond.to(device)
     parts, kept = [], {name: [] for name in record}
     for first in range(0, len(samples), chunk):
-        rows = slice(first, first + chunk)
-
-        def noise(step: int, own: Sequence[int] = samples[rows]) -> Tensor:
-            return seeds.normal((*key, step), own, shape).to(device)
-
-        x = start(seeds.normal(key, samples[rows], shape).to(device), chain.sigmas[0])
+        rows, own = slice(first, first + chunk), samples[first : first + chunk]
+        x = start(seeds.normal(key, own, policy.model.latent_shape, device), chain.sigmas[0])
         way: dict[str, list[Tensor]] = {name: [] for name in record}
-        parts.append(denoise(policy, chain, x, cond.index(rows).to(device), role=role, guidance=guidance, noise=noise, way=way))
+        parts.append(denoise(policy, chain, x, cond.index(rows), role=role, guidance=guidance, key=key, samples=own, way=way))
         for name in record:
             kept[name].append(torch.stack(way[name], 1))
         if finished:
             finished(rows, parts[-1])
     recorded = {name: torch.cat(pieces) for name, pieces in kept.items()}
-    return Trajectory(tuple(prompts), torch.tensor(groups), torch.tensor(samples), torch.cat(parts), cond.to(device), recorded)
+    return Trajectory(tuple(prompts), torch.tensor(groups), torch.tensor(samples), torch.cat(parts), cond, recorded)
 
 
 @torch.no_grad()
@@ -74,30 +72,71 @@ def denoise(
     cond: Conditioning,
     *,
     role: str,
-    guidance: float,
-    noise: Callable[[int], Tensor] | None = None,
+    guidance: float | Guidance = 1.0,
+    key: Sequence[int] = (),
+    samples: Sequence[int] = (),
     way: Mapping[str, list[Tensor]] | None = None,
 ) -> Float[Tensor, "b *d"]:
-    """Run a chain from ``x`` at its first level to its last.
+    """Run a chain from ``x`` at its first level to its last; float32.
 
     Args:
-        noise: ``noise(k)`` is the standard normal noise of step k; a deterministic chain never asks for it.
+        key, samples: of the noise, see ``rollout``; a deterministic chain never asks for it.
         way: lists by some of the names of ``RECORDS``, to which every step appends.
 
     Raises:
-        ValueError: a stochastic chain without noise.
+        ValueError: a stochastic chain without samples.
     """
-    for index, (sigma, sigma_next) in enumerate(zip(chain.sigmas, chain.sigmas[1:], strict=False)):
-        v = policy.velocity(x, sigma, cond, role, guidance)
-        for name, kept in (way or {}).items():
-            kept.append(x if name == "states" else to_x0(x, v, sigma))
-        law = chain.step(x, v, sigma, sigma_next)
-        x = law.mean
-        if law.std != 0:
-            if noise is None:
-                raise ValueError(f"{type(chain).__name__} is stochastic and needs the noise of each step")
-            x = x + law.std * noise(index)
-    return x
+    guidance, formats, way = as_guidance(guidance), policy.precision, way or {}
+    storage = formats.dtype("storage")
+    x = x.to(storage)
+    for index, sigma in enumerate(chain.sigmas[:-1]):
+        law, scale, seed = chain.law(index), guidance.at(sigma), None
+        if law.std:
+            if len(samples) != len(x):
+                raise ValueError(f"{type(chain).__name__} is stochastic and needs the key and the samples of its noise")
+            seed = seeds.numbers((*key, index), samples, x.device)
+        v = policy.answer(x, sigma, cond, role, scale)
+        after, log_prob = kernels.step(
+            x, v, law, guidance=scale, seed=seed, combine=formats.dtype("combine"), chain=formats.dtype("chain"), storage=storage
+        )
+        for name, kept in way.items():
+            if name == "predictions":
+                kept.append(to_x0(x.float(), kernels.guided(v, scale, formats.dtype("combine")), sigma))
+            else:
+                kept.append(x if name == "states" else log_prob)
+        x = after
+    return x.float()
+
+
+def replay(
+    policy: FlowPolicy,
+    chain: Chain,
+    step: int,
+    states: Float[Tensor, "b t *d"],
+    x0: Float[Tensor, "b *d"],
+    cond: Conditioning,
+    *,
+    role: str,
+    guidance: float | Guidance = 1.0,
+) -> Float[Tensor, " b"]:
+    """Log-probability ``[B]`` of what a rollout did at a step, under a role as it is now, with gradient.
+
+    Right after the rollout, for its own role and in chunks of the same size, it is the recorded one (a network's answer depends in its
+    last bits on how many rows it is asked for at once: ``genrl precision-report`` says how much that is).
+
+    Args:
+        step: index of a stochastic step; ``states``: the recorded ones; ``x0``: where they led.
+    """
+    sigma, formats = chain.sigmas[step], policy.precision
+    scale = as_guidance(guidance).at(sigma)
+    x, after = states[:, step], states[:, step + 1] if step + 1 < states.shape[1] else x0
+    v = policy.answer(x, sigma, cond, role, scale)
+    combine, rounded = formats.dtype("combine"), formats.dtype("chain")
+    return kernels.log_prob(x, v, after, chain.law(step), guidance=scale, combine=combine, chain=rounded)
+
+
+def as_guidance(guidance: float | Guidance) -> Guidance:
+    return guidance if isinstance(guidance, Guidance) else Guidance(guidance)
 
 
 @torch.no_grad()

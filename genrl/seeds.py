@@ -10,28 +10,35 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from genrl.kernels import noise
+
 # streams: the second part of every key
 ROLLOUT, LOSS, ORDER, PROMPTS, EVALUATION, INIT, REAL = range(7)
 
 
-def generator(*key: int) -> torch.Generator:
-    """A CPU generator seeded by the key."""
+def number(*key: int) -> int:
+    """The key as a number, uniform in [0, 2^63)."""
     digest = hashlib.blake2b(b",".join(str(int(part)).encode() for part in key), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
 
 
-def normal(key: Sequence[int], samples: Iterable[int], shape: Sequence[int]) -> Tensor:
-    """Standard normal noise ``[B, *shape]`` float32 on the CPU; row i depends on ``(*key, samples[i])`` only."""
-    return torch.stack([torch.randn(tuple(shape), generator=generator(*key, sample)) for sample in samples])
+def numbers(key: Sequence[int], samples: Iterable[int], device: torch.device | str = "cpu") -> Tensor:
+    """A seed for each sample, ``[B]`` int64; that of row i depends on ``(*key, samples[i])`` only."""
+    return torch.tensor([number(*key, sample) for sample in samples], dtype=torch.int64).to(device, non_blocking=True)
 
 
-def uniform(key: Sequence[int], samples: Iterable[int]) -> Tensor:
-    """Uniform numbers in [0, 1), ``[B]``; row i depends on ``(*key, samples[i])`` only."""
-    return torch.stack([torch.rand((), generator=generator(*key, sample)) for sample in samples])
+def normal(key: Sequence[int], samples: Iterable[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise ``[B, *shape]`` float32; row i depends on ``(*key, samples[i])`` only, on any device."""
+    return noise.normal(numbers(key, samples, device), shape)
+
+
+def uniform(key: Sequence[int], samples: Iterable[int], device: torch.device | str = "cpu") -> Tensor:
+    """Uniform numbers in [0, 1), ``[B]`` float32; row i depends on ``(*key, samples[i])`` only."""
+    return (numbers(key, samples, device) >> 39).float() * 2.0**-24
 
 
 def permutation(key: Sequence[int], length: int) -> Tensor:
-    return torch.randperm(length, generator=generator(*key))
+    return torch.randperm(length, generator=torch.Generator().manual_seed(number(*key)))
 
 
 def permutation_by_group(key: Sequence[int], group: Tensor) -> Tensor:

@@ -11,6 +11,10 @@ if not os.environ.get("GENRL_WEIGHTS"):  # tests of published weights are asked 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is imported: kernels are tested on the CPU, interpreted
+
 from hypothesis import settings
 from jaxtyping import install_import_hook
 

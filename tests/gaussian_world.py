@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from genrl.policy import Copies, FlowPolicy
+from genrl.precision import Precision
 from genrl.types import Batch, Conditioning
 
 
@@ -28,6 +29,7 @@ class GaussianModel:
     """The model contract over a ``GaussianFlow``; latents are ``[B, 1, 2, 2]``, images their sigmoid."""
 
     latent_shape = (1, 2, 2)
+    precision = Precision()
     unconditional = Conditioning(torch.zeros(1, 1, 1), torch.zeros(1, 1))
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from genrl.precision import Precision
 from genrl.types import Conditioning
 
 KNOTS = 25
@@ -35,6 +36,7 @@ class LinearModel:
     """The model contract over a ``LinearFlow``; latents are ``[B, 1, 1, 1]``."""
 
     latent_shape = (1, 1, 1)
+    precision = Precision()
     unconditional = Conditioning(torch.zeros(1, 1, 1), torch.zeros(1, 1))
 
     def __init__(self, mean: float = 0.0, std: float = 0.6):

@@ -3,24 +3,37 @@ import torch
 from gaussian_world import gaussian_policy
 
 from genrl import seeds
-from genrl.chain import OdeChain, RenoiseChain
+from genrl.chain import CpsChain, Guidance, OdeChain, RenoiseChain, SdeChain
 from genrl.path import start, to_x0
 from genrl.policy import ACTOR
-from genrl.rollout import denoise, rollout
+from genrl.precision import Precision
+from genrl.rollout import denoise, replay, rollout
 from genrl.types import Conditioning, Prompt
 
 GRID = (1.0, 0.9, 0.75, 0.5, 0.0)
 
 
-def draw(chain, samples, chunk=64, record=()):
-    policy = gaussian_policy({ACTOR: (0.5, 0.8)})
+def draw(chain, samples, chunk=64, record=(), policy=None, guidance=1.0):
+    policy = policy or gaussian_policy({ACTOR: (0.5, 0.8)})
     count = len(samples)
     cond = Conditioning(torch.zeros(count, 1, 1), torch.zeros(count, 1))
     prompts = [Prompt("")] * count
-    return rollout(policy, chain, prompts, cond, role=ACTOR, key=(7, 0, 3), samples=samples, groups=samples, chunk=chunk, record=record)
+    return rollout(
+        policy,
+        chain,
+        prompts,
+        cond,
+        role=ACTOR,
+        key=(7, 0, 3),
+        samples=samples,
+        groups=samples,
+        chunk=chunk,
+        record=record,
+        guidance=guidance,
+    )
 
 
-@pytest.mark.parametrize("chain", [OdeChain(GRID), RenoiseChain(GRID)])
+@pytest.mark.parametrize("chain", [OdeChain(GRID), SdeChain(GRID), CpsChain(GRID), RenoiseChain(GRID)])
 def test_a_sample_is_the_same_in_any_chunk_and_company(chain):
     whole = draw(chain, [0, 1, 2, 3, 4])
     assert torch.allclose(whole.x0, draw(chain, [0, 1, 2, 3, 4], chunk=2).x0, atol=1e-6)
@@ -62,3 +75,37 @@ def test_a_stochastic_chain_asks_for_noise():
     x = start(torch.randn(2, 1, 2, 2), 1.0)
     with pytest.raises(ValueError, match="RenoiseChain is stochastic"):
         denoise(policy, RenoiseChain(GRID), x, Conditioning(torch.zeros(2, 1, 1), torch.zeros(2, 1)), role=ACTOR, guidance=1.0)
+
+
+@pytest.mark.parametrize("storage", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("guidance", [1.0, 4.5, Guidance(4.5, 0.6, 0.95)])
+@pytest.mark.parametrize("chain", [SdeChain(GRID), CpsChain(GRID), SdeChain(GRID, window=(1, 2))])
+def test_a_replay_sees_what_sampling_saw(chain, guidance, storage):
+    """Whatever format states are kept in: the log-probability is that of the rounded state, and the chain goes on from it."""
+    policy = gaussian_policy({ACTOR: (0.5, 0.8)})
+    policy.precision = Precision(storage=storage)
+    seen = draw(chain, [3, 5, 6], record=("states", "log_probs"), policy=policy, guidance=guidance)
+    states, recorded = seen.recorded["states"], seen.recorded["log_probs"]
+    assert states.dtype == policy.precision.dtype("storage") and recorded.shape == (3, 4)
+    for k in range(4):
+        if chain.law(k).std == 0:
+            assert (recorded[:, k] == 0).all()
+            continue
+        again = replay(policy, chain, k, states, seen.x0, seen.cond, role=ACTOR, guidance=guidance)
+        assert (again - recorded[:, k]).abs().max() <= 1e-6
+        assert (recorded[:, k] - recorded[0, k]).abs().max() > 1e-4, "samples differ"
+
+
+def test_a_replay_has_the_gradient_of_the_density():
+    chain, policy = SdeChain(GRID), gaussian_policy({ACTOR: (0.5, 0.8)})
+    seen = draw(chain, [3, 5], record=("states",), policy=policy)
+    states = seen.recorded["states"]
+    replay(policy, chain, 2, states, seen.x0, seen.cond, role=ACTOR).sum().backward()
+    (mean, std) = policy.parameters(ACTOR)
+    found = mean.grad.item()
+    with torch.no_grad():
+        values = []
+        for moved in (0.501, 0.499):
+            mean.fill_(moved)
+            values.append(replay(policy, chain, 2, states, seen.x0, seen.cond, role=ACTOR).double().sum().item())
+    assert found == pytest.approx((values[0] - values[1]) / 0.002, rel=0.02) and std.grad is not None

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -251,11 +251,10 @@ def source_of(name: str) -> str:
 
 
 def load_model(settings: config.Model, device: torch.device) -> DiffusersModel:
-    options = asdict(settings)
-    frozen = torch.bfloat16 if settings.precision == "bf16" and settings.tune == "lora" else torch.float32
+    if settings.tune == "full" and settings.precision.weights != "fp32":
+        raise config.ConfigError("model.precision.weights is of frozen weights; with model.tune full they are trained, and stay fp32")
     kept = ("revision", "precision", "height", "width", "t5", "max_sequence_length", "gradient_checkpointing")
-    options = {key: options[key] for key in kept}
-    return load_generator(source_of(settings.source), device=device, frozen_dtype=frozen, **options)
+    return load_generator(source_of(settings.source), device=device, **{key: getattr(settings, key) for key in kept})
 
 
 def storage_of(

@@ -234,7 +234,7 @@ def ranker_of(rl: Rl, judges: config.Judges, model: DiffusersModel) -> Ranker:
             f"{type(model).__name__}; name a .safetensors file that trainers/latent_reward.py made for it, or set rl.rewards"
         )
     # where the policy computes in less than float32 it does so as its authors do
-    dtype = "float16" if model.precision == "bf16" else "float32"
+    dtype = "float16" if model.precision.compute != "fp32" else "float32"
     options = {"source": rl.latent_reward, "base": model.source, "dtype": dtype, "device": str(model.device)}
     return LatentRewardRanker(load_reward("lrm", **options))
 

@@ -65,7 +65,7 @@ class PixelGan:
         sigma = self.steps.level(step)
         states = at(batch.signal["states"], step)
         if self.origin == "literal":
-            eps = seeds.normal((*batch.stream, 3), batch.sample.tolist(), batch.x0.shape[1:]).to(batch.x0)
+            eps = seeds.normal((*batch.stream, 3), batch.sample.tolist(), batch.x0.shape[1:], batch.x0.device)
             states = add_noise(batch.x0, eps, sigma)
         y = predict(policy, batch, states, sigma)
 
@@ -151,6 +151,6 @@ class LatentDiscrimination:
 def latent_logits(policy: FlowPolicy, batch: Batch, x0: Tensor, density: SigmaDensity, salt: int) -> Tensor:
     """Logits ``[B]`` of latents re-noised at levels of their own."""
     samples = batch.sample.tolist()
-    sigma = density(seeds.uniform((*batch.stream, salt), samples)).to(x0.device)
-    eps = seeds.normal((*batch.stream, salt + 1), samples, x0.shape[1:]).to(x0)
+    sigma = density(seeds.uniform((*batch.stream, salt), samples, x0.device))
+    eps = seeds.normal((*batch.stream, salt + 1), samples, x0.shape[1:], x0.device)
     return policy.networks[DISCRIMINATOR](policy.features(add_noise(x0, eps, sigma), sigma, batch.cond, FAKE))

@@ -73,7 +73,7 @@ class DistributionMatching:
         x = predict(policy, batch, at(batch.signal["states"], step), self.steps.level(step))
         with torch.no_grad():
             tau = self._levels(batch, step)
-            eps = seeds.normal((*batch.stream, 1), batch.sample.tolist(), x.shape[1:]).to(x)
+            eps = seeds.normal((*batch.stream, 1), batch.sample.tolist(), x.shape[1:], x.device)
             x_tau = add_noise(x, eps, tau)
             teacher = to_x0(x_tau, policy.velocity(x_tau, tau, batch.cond, REF, self.guidance), tau)
             fake = to_x0(x_tau, policy.velocity(x_tau, tau, batch.cond, FAKE), tau)
@@ -88,7 +88,7 @@ class DistributionMatching:
         return LossOutput(loss, metrics)
 
     def _levels(self, batch: Batch, step: Tensor) -> Tensor:
-        uniform = seeds.uniform((*batch.stream, 0), batch.sample.tolist()).to(batch.x0.device)
+        uniform = seeds.uniform((*batch.stream, 0), batch.sample.tolist(), batch.x0.device)
         if self.renoise == "student_steps":
             highest = float(self.levels(torch.tensor([self.high])))
             levels = torch.tensor(self.steps.sigmas[:-1], device=uniform.device).clamp(max=highest)
@@ -127,8 +127,8 @@ class ScoreMatching:
         step = self.steps.pick(batch)
         x0 = at(batch.signal["predictions"], step)
         samples = batch.sample.tolist()
-        sigma = self._levels(step, seeds.uniform((*batch.stream, 0), samples).to(x0.device))
-        eps = seeds.normal((*batch.stream, 1), samples, x0.shape[1:]).to(x0)
+        sigma = self._levels(step, seeds.uniform((*batch.stream, 0), samples, x0.device))
+        eps = seeds.normal((*batch.stream, 1), samples, x0.shape[1:], x0.device)
         v = policy.velocity(add_noise(x0, eps, sigma), sigma, batch.cond, FAKE)
         error = (v - velocity_target(x0, eps)).square().flatten(1).mean(1)
         if self.target == "eps":

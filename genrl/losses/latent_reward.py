@@ -54,8 +54,8 @@ class PairRanking:
     def _pairs(self, policy: FlowPolicy, batch: Batch) -> tuple[Tensor, Tensor]:
         """Margins and weights ``[B, B]``; weight 0 where the two are not of one prompt or cannot be compared."""
         # a level for each prompt, noise for each sample
-        sigma = self.density(seeds.uniform((*batch.stream, 0), batch.group.tolist())).to(batch.x0.device)
-        eps = seeds.normal((*batch.stream, 1), batch.sample.tolist(), batch.x0.shape[1:]).to(batch.x0)
+        sigma = self.density(seeds.uniform((*batch.stream, 0), batch.group.tolist(), batch.x0.device))
+        eps = seeds.normal((*batch.stream, 1), batch.sample.tolist(), batch.x0.shape[1:], batch.x0.device)
         score, reward = latent_score(policy, add_noise(batch.x0, eps, sigma), sigma, batch.cond), batch.signal["reward"]
         gap = reward[:, None] - reward[None, :]
         same = (batch.group[:, None] == batch.group[None, :]).to(gap.device)

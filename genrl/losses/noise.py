@@ -65,6 +65,6 @@ class SigmaDensity:
 def renoise(batch: Batch, density: SigmaDensity) -> tuple[Tensor, Tensor, Tensor]:
     """``x_sigma``, ``sigma [B]`` and the noise for a batch; each sample's own, whatever minibatch it is in."""
     samples = batch.sample.tolist()
-    sigma = density(seeds.uniform((*batch.stream, 0), samples)).to(batch.x0.device)
-    eps = seeds.normal((*batch.stream, 1), samples, batch.x0.shape[1:]).to(batch.x0)
+    sigma = density(seeds.uniform((*batch.stream, 0), samples, batch.x0.device))
+    eps = seeds.normal((*batch.stream, 1), samples, batch.x0.shape[1:], batch.x0.device)
     return path.add_noise(batch.x0, eps, sigma), sigma, eps

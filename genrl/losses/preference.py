@@ -165,7 +165,7 @@ class LatentPreference:
     def _rank(self, policy: FlowPolicy, batch: Batch, x0: Tensor, after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Noise of the best and of the worst candidate, and the difference of their scores ``[B]``."""
         samples = batch.sample.tolist()
-        noise = torch.stack([seeds.normal((*batch.stream, 5, k), samples, x0.shape[1:]).to(x0) for k in range(self.candidates)])
+        noise = torch.stack([seeds.normal((*batch.stream, 5, k), samples, x0.shape[1:], x0.device) for k in range(self.candidates)])
         spread = after.view(-1, *[1] * (x0.ndim - 1))
         scores = torch.stack([self.ranker(policy, batch, (1 - spread) * x0 + spread * eps, after) for eps in noise])
         # what cannot be scored is neither best nor worst

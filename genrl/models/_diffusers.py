@@ -6,13 +6,14 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
 from peft import LoraConfig
 from torch import Tensor, nn
 
+from genrl.precision import Precision
 from genrl.types import Conditioning
 
 
@@ -71,8 +72,7 @@ class DiffusersModel(ABC):
 
     Args:
         source: folder or hub id; revision: of the hub.
-        precision: ``bf16`` runs the network under bfloat16 autocast; what this class takes and returns stays float32.
-        frozen_dtype: dtype of the loaded weights; bfloat16 halves memory where only adapters are trained. The VAE is float32 always.
+        precision: number formats; ``weights`` of 16 bits halve memory where only adapters are trained. The VAE is float32 always.
         height, width: pixels; 0 takes the model's own.
         absent: parts of the pipeline to leave out, as ``None``.
 
@@ -92,8 +92,7 @@ class DiffusersModel(ABC):
         *,
         revision: str | None = None,
         device: torch.device | str = "cpu",
-        precision: Literal["fp32", "bf16"] = "fp32",
-        frozen_dtype: torch.dtype = torch.float32,
+        precision: Precision = Precision(),  # noqa: B008
         height: int = 0,
         width: int = 0,
         gradient_checkpointing: bool = False,
@@ -102,7 +101,7 @@ class DiffusersModel(ABC):
         self.source, self.revision = source, revision
         self.device = torch.device(device)
         self.precision = precision
-        self.pipeline: Any = self._load(frozen_dtype, **absent)
+        self.pipeline: Any = self._load(precision.dtype("weights"), **absent)
         self.pipeline.set_progress_bar_config(disable=True)
         self.network: Any = getattr(self.pipeline, self.part).to(self.device)
         if gradient_checkpointing:
@@ -132,7 +131,7 @@ class DiffusersModel(ABC):
 
     @abstractmethod
     def velocity(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """Unguided velocity ``[B, C, H, W]`` float32 of a network at ``x [B, C, H, W]``, ``sigma [B]``."""
+        """Unguided velocity ``[B, C, H, W]`` of a network, in the format it computes in, at ``x [B, C, H, W]``, ``sigma [B]``."""
 
     @abstractmethod
     def features(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
@@ -171,7 +170,7 @@ class DiffusersModel(ABC):
         """A scheduler of diffusers that, asked for so many steps, renoises through ``student_sigmas(steps)``."""
 
     def autocast(self, x: Tensor) -> torch.autocast:
-        return torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        return torch.autocast(x.device.type, self.precision.dtype("compute"), enabled=self.precision.compute != "fp32")
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], chunk: int = 64) -> Conditioning:

@@ -67,8 +67,8 @@ class SD3(DiffusersModel):
             )[0]
 
     def velocity(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
-        """Unguided velocity ``[B, C, H, W]`` float32 at ``x``, ``sigma [B]``: SD3's networks predict it at timestep 1000 sigma."""
-        return self._answer(network, x, sigma, cond).float()
+        """Unguided velocity ``[B, C, H, W]`` at ``x``, ``sigma [B]``: SD3's networks predict it at timestep 1000 sigma."""
+        return self._answer(network, x, sigma, cond)
 
     def features(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Image tokens after the middle joint block (index ``blocks // 2``) on the grid of patches: ``[B, feature_width, h, w]``."""

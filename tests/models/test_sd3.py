@@ -8,6 +8,7 @@ from tiny_sd3 import tiny_sd3
 from genrl.chain import OdeChain
 from genrl.models.sd3 import SD3, ModelError, lora_config
 from genrl.policy import ACTOR, OLD, REF, Adapters, Copies, FlowPolicy
+from genrl.precision import Precision
 from genrl.rollout import denoise
 
 PROMPTS = ["a red circle", "a circle a red"]
@@ -92,7 +93,7 @@ def test_lora_roles(folder):
 
 
 def test_adapters_over_a_bfloat16_base_learn_in_float32(folder):
-    model = SD3(str(folder), precision="bf16", frozen_dtype=torch.bfloat16, max_sequence_length=24)
+    model = SD3(str(folder), precision=Precision("bf16", "bf16"), max_sequence_length=24)
     policy = FlowPolicy(model, Adapters(model.network, (ACTOR, REF), lora_config(4, 8, ["to_q"])))
     assert model.network.proj_out.weight.dtype == torch.bfloat16
     assert all(t.dtype == torch.float32 for t in policy.parameters(ACTOR))
@@ -115,10 +116,11 @@ def test_export_of_a_lora_is_a_plain_pipeline(folder, tmp_path):
     assert not torch.allclose(expected, policy.velocity(x, 0.4, cond, REF), atol=1e-2)
 
 
-def test_bf16_stays_near_and_answers_in_float32(folder, model):
-    low = SD3(str(folder), precision="bf16", max_sequence_length=24)
+def test_bf16_stays_near_and_a_policy_answers_in_float32(folder, model):
+    low = SD3(str(folder), precision=Precision(compute="bf16"), max_sequence_length=24)
     x, cond = noise(model), model.encode(PROMPTS)
-    exact, rough = (m.velocity(m.network, x, torch.full((2,), 0.5), cond) for m in (model, low))
+    exact, rough = (FlowPolicy(m, Copies(m.network, (ACTOR,))).velocity(x, 0.5, cond).detach() for m in (model, low))
+    assert low.velocity(low.network, x, torch.full((2,), 0.5), cond).dtype == torch.bfloat16
     assert rough.dtype == torch.float32 and torch.allclose(exact, rough, atol=0.1 * exact.abs().max().item())
     assert not torch.equal(exact, rough)
 

@@ -14,6 +14,7 @@ from genrl.models.sd3 import ModelError, lora_config
 from genrl.models.sdxl import PREDICTIONS, SDXL
 from genrl.policy import ACTOR, OLD, REF, Adapters, Copies, FlowPolicy
 from genrl.rollout import denoise
+from genrl.precision import Precision
 from genrl.types import Conditioning
 
 PROMPTS = ["a red circle", "a circle a red"]
@@ -237,7 +238,7 @@ def test_export_of_a_lora_is_a_plain_pipeline_that_draws_the_same(folder, tmp_pa
 
 
 def test_bf16_stays_near_and_answers_in_float32(folder, model):
-    low = SDXL(str(folder), precision="bf16", frozen_dtype=torch.bfloat16)
+    low = SDXL(str(folder), precision=Precision("bf16", "bf16"))
     assert low.network.conv_out.weight.dtype == torch.bfloat16 and low.vae.dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(low.vae.parameters(), model.vae.parameters(), strict=True)), "never rounded"
     x, sigma, cond = noise(model), torch.full((2,), 0.5), model.encode(PROMPTS)

@@ -17,7 +17,6 @@ from genrl.models.sd3 import SD3, ModelError
 from genrl.models.sdxl import SDXL
 from genrl.path import start
 from genrl.policy import ACTOR, Copies, FlowPolicy
-from genrl.rollout import denoise
 
 TINY = {SD3: tiny_sd3, SDXL: tiny_sdxl}
 LATER = {SD3: lambda n: [*n.transformer_blocks[2:], n.norm_out, n.proj_out], SDXL: lambda n: [*n.up_blocks, n.conv_out]}
@@ -150,8 +149,12 @@ def test_an_exported_student_needs_plain_diffusers_and_a_number_of_steps(folder,
     repeated = torch.Generator().manual_seed(7)
     policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
     chain, cond = RenoiseChain(model.student_sigmas(steps)), model.encode(["a red circle"])
-    fresh = lambda step: torch.randn(1, *model.latent_shape, generator=repeated)  # noqa: E731
-    ours = denoise(policy, chain, start(noise, chain.sigmas[0]), cond, role=ACTOR, guidance=1.0, noise=fresh)
+    ours = start(noise, chain.sigmas[0])
+    for step, sigma in enumerate(chain.sigmas[:-1]):
+        law = chain.law(step)
+        ours = law.mean(ours, policy.velocity(ours, sigma, cond).detach())
+        if law.std:
+            ours = ours + law.std * torch.randn(1, *model.latent_shape, generator=repeated)
     assert (theirs - ours).abs().max() < 5e-3 * theirs.abs().max()
 
 
