@@ -51,6 +51,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n")
 
 
+def keep(path: Path, kind: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows that were measured on one kind of device; those of other kinds stay as they are in the file."""
+    old = json.loads(path.read_text())["rows"] if path.exists() else []
+    save(path, {"rows": [row for row in old if row["kind"] != kind] + list(rows)})
+
+
 def write_readme(name: str, table: str, path: Path = ROOT / "README.md") -> None:
     """Put a table between its markers, if they are there."""
     head, marker, rest = path.read_text().partition(begin(name))

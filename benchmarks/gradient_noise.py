@@ -26,7 +26,8 @@ from genrl.models.sd3 import SD3
 from genrl.policy import ACTOR, FlowPolicy
 from genrl.reward import load_reward
 from genrl.rollout import decode, rollout
-from genrl.trainers._launch import load_model, usable_cpus, versions
+from genrl.threads import fit_threads
+from genrl.trainers._launch import load_model, versions
 from genrl.trainers.ac_flow import Config, build
 from genrl.types import Batch
 
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=8, help="rounds of samples behind each figure")
     args = parser.parse_args()
-    torch.set_num_threads(usable_cpus())
+    fit_threads()
     settings = {name: config.load(Config, ["--config", str(DEMO), *BASE, *options]) for name, options in VARIANTS.items()}
     first = next(iter(settings.values()))
     model, rows = load_model(first.model, torch.device("cpu")), []

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from genrl import config
 from genrl.alarms import Alarm
-from genrl.chain import Chain
+from genrl.chain import Chain, Guidance
 from genrl.losses import Loss
 from genrl.policy import ACTOR, FlowPolicy
 from genrl.rollout import RECORDS
 
 REAL = ("real_latents", "real_images")
 """Signals of real images, one for each sample: encoded, and decoded again."""
+
+Optimizer = Literal["adamw", "adamw8bit"]
+"""AdamW with float32 states, 8 bytes a weight, or with states quantised block by block to 8 bits, 2 bytes (arXiv 2110.02861)."""
 
 
 class Feedback(Protocol):
@@ -51,8 +55,8 @@ class Update:
     Args:
         role: whose weights; also: further roles that learn from the same loss; loss: its objective; label: its name in logs, the
             role's if empty.
-        lr, weight_decay, betas: of AdamW; lr_warmup_updates: linear warm-up in optimiser steps; lr_halving_rounds: rounds in
-            which lr halves, exponentially; 0 keeps it.
+        optimizer: AdamW's states in 32 or 8 bits; lr, weight_decay, betas: of AdamW.
+        lr_warmup_updates: linear warm-up in optimiser steps; lr_halving_rounds: rounds in which lr halves, exponentially; 0 keeps it.
         passes: times each of the round's samples is visited, with fresh noise every time.
         minibatch: samples per forward pass and process; accumulate: forward passes per optimiser step.
         clip: bound of the gradient norm.
@@ -75,6 +79,7 @@ class Update:
     every_rounds: int = 1
     label: str = ""
     also: tuple[str, ...] = ()
+    optimizer: Optimizer = "adamw"
 
     @property
     def learners(self) -> tuple[str, ...]:
@@ -115,8 +120,29 @@ class View:
     name: str
     role: str
     chain: Chain
-    guidance: float = 1.0
+    guidance: float | Guidance = 1.0
     images_per_prompt: int = 0
+
+
+@dataclass(frozen=True)
+class Preview:
+    """More samples than are learned from are drawn along a cheap ``chain``; see ``genrl.preview``."""
+
+    chain: Chain
+    settings: config.Preview
+
+    def validate(self, policy: FlowPolicy, scored: bool) -> None:
+        """Raise ``ValueError`` for settings that make no sense, or that the policy's model cannot follow."""
+        chosen = self.settings
+        if not scored:
+            raise ValueError("previews are chosen by their scores, and this algorithm scores nothing")
+        if chosen.factor < 2 or chosen.check_every_rounds < 1 or chosen.check_prompts < 1 or chosen.cache < 0:
+            raise ValueError(
+                "preview.factor must be at least 2, check_every_rounds and check_prompts at least 1, cache not negative; got "
+                f"{chosen.factor}, {chosen.check_every_rounds}, {chosen.check_prompts} and {chosen.cache:g}"
+            )
+        if (chosen.fp8 or chosen.cache) and not hasattr(policy.model, "cheap"):
+            raise ValueError(f"{type(policy.model).__name__} knows no short cuts: set preview.fp8 and preview.cache off, and fewer steps")
 
 
 @dataclass(frozen=True)
@@ -124,7 +150,8 @@ class Algorithm:
     """A method. ``behaviour`` draws ``prompts`` x ``group_size`` samples a round along ``chain`` with ``guidance``; ``feedback`` turns
     their scores into signals (None: nothing is scored in training); the role ``result`` is what the training is for: judged on
     held-out prompts, exported in the end (None: nothing is judged); ``views`` are judged beside it; ``alarms`` warn while it runs;
-    ``rewards`` names those that losses ask themselves, so that a report does not call them unseen."""
+    ``rewards`` names those that losses ask themselves, so that a report does not call them unseen; ``preview`` chooses the samples;
+    ``judged`` is the chain that the result is judged along, where it is another than that of training."""
 
     chain: Chain
     behaviour: str
@@ -133,11 +160,13 @@ class Algorithm:
     slow: tuple[Slow, ...] = ()
     prompts: int = 8
     group_size: int = 16
-    guidance: float = 1.0
+    guidance: float | Guidance = 1.0
     result: str | None = ACTOR
     views: tuple[View, ...] = ()
     alarms: tuple[Alarm, ...] = ()
     rewards: tuple[str, ...] = ()
+    preview: Preview | None = None
+    judged: Chain | None = None
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -171,6 +200,8 @@ class Algorithm:
                 raise ValueError(
                     f"the update of {update.name!r} needs a positive lr, and passes, minibatch, accumulate and every_rounds of at least 1"
                 )
+        if self.preview:
+            self.preview.validate(policy, self.feedback is not None)
         least = 2 if self.feedback else 1
         if self.prompts < 1 or self.group_size < least:
             raise ValueError(

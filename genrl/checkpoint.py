@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,35 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """An optimiser's per-parameter state as named tensors. Its groups are rebuilt from the config, not stored."""
-    entries = optimizer.state_dict()["state"]
-    return {f"{prefix}/{index}/{key}": torch.as_tensor(value) for index, state in entries.items() for key, value in state.items()}
+    entries, packed, seen = optimizer.state_dict()["state"], {}, set()
+    for index, state in entries.items():
+        for key, value in _flat(state):
+            tensor = torch.as_tensor(value)
+            # 8-bit states share their table of code words, which safetensors refuses to write twice
+            packed[f"{prefix}/{index}/{key}"] = tensor.clone() if tensor.data_ptr() in seen else tensor
+            seen.add(tensor.data_ptr())
+    return packed
+
+
+def _flat(state: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Entries of a nested state, their keys joined by ``/``."""
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}/{inner}", found) for inner, found in _flat(value))
+        else:
+            yield key, value
 
 
 def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix + "/"):
-            index, key = name[len(prefix) + 1 :].split("/")
-            state.setdefault(int(index), {})[key] = tensor
+            index, *path, key = name[len(prefix) + 1 :].split("/")
+            inner = state.setdefault(int(index), {})
+            for part in path:
+                inner = inner.setdefault(part, {})
+            # a count that was a plain number is one again
+            inner[key] = tensor.item() if tensor.dtype == torch.int64 and not tensor.ndim else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from genrl.precision import DTYPES
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; every foreseen failure is one message and exit code 1."""
@@ -31,6 +33,16 @@ def main(arguments: list[str] | None = None) -> None:
     sub = commands.add_parser("report", help="write a run's report.html again")
     sub.add_argument("run", type=Path)
     sub.set_defaults(call=report)
+    sub = commands.add_parser("precision-report", help="how far number formats push probability ratios off 1, against their clip range")
+    sub.add_argument("model", help='a diffusers folder, a hub id, "shapes" or "shapes_sdxl"')
+    sub.add_argument("prompts", nargs="*", default=["a red circle left of a blue square", "two green triangles"])
+    sub.add_argument("--steps", type=int, default=10)
+    sub.add_argument("--guidance", type=float, nargs="+", default=[1.0, 4.5])
+    sub.add_argument("--clip", type=float, default=1e-4, help="clip range of the ratio")
+    sub.add_argument("--images", type=int, default=4, help="samples per prompt; all of them are one batch")
+    sub.add_argument("--compute", choices=list(DTYPES), default="", help="the network's format; by default bf16 on a GPU, fp32 elsewhere")
+    sub.add_argument("--size", type=int, default=0, help="pixels; 0 is the model's own")
+    sub.set_defaults(call=precision_report)
     rewards_commands(commands.add_parser("rewards", help="list, look up, examine and serve rewards"))
     sub = commands.add_parser("config", help="print a trainer's settings with their defaults")
     sub.add_argument("trainer", help="ac_flow, flash_dmd, dmd2 or latent_reward")
@@ -49,9 +61,11 @@ def sample(args: argparse.Namespace) -> None:
     from genrl.pixels import to_pil
     from genrl.policy import ACTOR, Copies, FlowPolicy
     from genrl.rollout import decode, rollout
+    from genrl.threads import fit_threads
     from genrl.types import Prompt
     from genrl.worlds.shapes import PIPELINES
 
+    fit_threads()
     embedded = {"t5": False, "max_sequence_length": 1} if args.model in PIPELINES else {}
     model = load_generator(str(PIPELINES.get(args.model, args.model)), **embedded)
     policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
@@ -64,6 +78,27 @@ def sample(args: argparse.Namespace) -> None:
         path = args.out / f"{number:05d}.png"
         picture.save(path)
         print(f"{path}  {texts[number]}")
+
+
+def precision_report(args: argparse.Namespace) -> None:
+    import torch
+
+    from genrl.evaluation.precision import report, words
+    from genrl.models import load_generator
+    from genrl.policy import ACTOR, Copies, FlowPolicy
+    from genrl.precision import Precision
+    from genrl.worlds.shapes import PIPELINES
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    compute = args.compute or ("bf16" if device.type == "cuda" else "fp32")
+    formats = Precision(weights="fp32" if device.type == "cpu" else compute, compute=compute)
+    embedded = {"t5": False, "max_sequence_length": 1} if args.model in PIPELINES else {}
+    source = str(PIPELINES.get(args.model, args.model))
+    model = load_generator(source, device=device, precision=formats, height=args.size, width=args.size, **embedded)
+    policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
+    cond = model.encode([text for text in args.prompts for _ in range(args.images)])
+    lines = report(policy, cond, steps=args.steps, guidance=args.guidance, clip=args.clip)
+    print(words(lines, formats, args.clip))
 
 
 def score(args: argparse.Namespace) -> None:

@@ -1,25 +1,16 @@
-"""Settings: dataclasses are the schema, a YAML file holds the differences, ``--dotted.name value`` overrides; by jsonargparse."""
+"""Settings that all trainers share; ``genrl.settings`` reads them from YAML and the command line."""
 
 from __future__ import annotations
 
-import difflib
-import re
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from importlib import resources
-from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
-
-import yaml
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from genrl.precision import Precision
-
-C = TypeVar("C")
-
-
-class ConfigError(ValueError):
-    """Settings that make no sense; the message names the key."""
+from genrl.settings import ConfigError as ConfigError
+from genrl.settings import dump as dump
+from genrl.settings import flatten as flatten
+from genrl.settings import keys as keys
+from genrl.settings import load as load
 
 
 @dataclass(frozen=True)
@@ -78,7 +69,7 @@ class Model:
         height: pixels; 0 is the model's own.
         width: pixels; 0 is the model's own.
         t5: use T5 if the model has it.
-        max_sequence_length: T5 tokens, or zeros in its place.
+        max_sequence_length: T5 tokens, or zeros in its place; 0 takes as many as the longest prompt of the run has.
         gradient_checkpointing: trade time for memory.
     """
 
@@ -101,12 +92,73 @@ class Sampling:
     Args:
         steps: Euler steps.
         guidance: classifier-free guidance; 1 is none.
+        guidance_low: noise level below which there is none; a step without it costs half.
+        guidance_high: noise level above which there is none.
         chunk: samples per forward pass.
     """
 
     steps: int = 10
     guidance: float = 1.0
+    guidance_low: float = 0.0
+    guidance_high: float = 1.0
     chunk: int = 64
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guidance_low <= self.guidance_high <= 1:
+            raise ConfigError(
+                f"sampling.guidance_low and .guidance_high are noise levels from 0 to 1, low first; got {self.guidance_low} and "
+                f"{self.guidance_high}"
+            )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a run is and how much memory it takes, not what it learns; see docs/speed.md.
+
+    Args:
+        kernels: fused kernels in the blocks of SD3's transformer; SDXL has none.
+        attention: torch's own choice (sdpa), one of its kernels, or xformers; auto times those that run on a GPU and takes the fastest.
+        compile: compile the network's repeated blocks, which takes minutes when a run starts. Fuses what kernels fuse: not with both.
+        cuda_graphs: sampling replays CUDA graphs of the network.
+        vae: decode picture by picture (slicing), or large pictures piece by piece (tiling, seams are blended): less memory.
+        embeddings: folder that remembers text embeddings, so that the same prompts are encoded once; empty for none.
+        offload: roles that wait on the CPU and come to the device while they are used, with model.tune full: old, ref or average, say.
+    """
+
+    kernels: bool = False
+    attention: Literal["auto", "sdpa", "flash", "cudnn", "efficient", "math", "xformers"] = "sdpa"
+    compile: bool = False
+    cuda_graphs: bool = False
+    vae: Literal["none", "slicing", "tiling"] = "none"
+    embeddings: str = ""
+    offload: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.kernels and self.compile:
+            raise ConfigError("speed.kernels and speed.compile fuse the same operations: choose one of them")
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Candidates that are drawn cheaply; the best and the worst of them are drawn again in full. See genrl/preview.py.
+
+    Args:
+        factor: candidates for each sample that is learned from; 1 is off.
+        steps: steps of a preview; 0 as many as in full.
+        fp8: large layers in float8, where the device can.
+        cache: threshold of the first-block cache; 0 is without.
+        min_tau: Kendall's tau between the scores of previews and of full pictures, below which previews are given up.
+        check_every_rounds: how often it is measured, beginning with the first round.
+        check_prompts: prompts of such a round whose candidates are all drawn in full, rounded up to the same number on each process.
+    """
+
+    factor: int = 1
+    steps: int = 0
+    fp8: bool = False
+    cache: float = 0.0
+    min_tau: float = 0.5
+    check_every_rounds: int = 10
+    check_prompts: int = 2
 
 
 @dataclass(frozen=True)
@@ -231,70 +283,3 @@ class Evaluation:
     prompts: int = 0
     images_per_prompt: int = 4
     pictures: Literal["full", "all"] = "full"
-
-
-def load(schema: type[C], arguments: Sequence[str] | None = None) -> C:
-    """Settings from command-line arguments: ``--config file.yaml --dotted.name value``.
-
-    A config that is no file is looked up among those that ship, ``ac_flow/shapes.yaml`` say.
-
-    Raises:
-        ConfigError: unknown key (near ones are named), wrong type, missing file.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    arguments = _shipped(list(sys.argv[1:] if arguments is None else arguments))
-    parser = ArgumentParser(exit_on_error=False, description=(schema.__doc__ or "").strip().split("\n")[0])
-    parser.add_argument("--config", action="config", help="YAML file of settings")
-    parser.add_class_arguments(schema)
-    try:
-        parsed = parser.parse_args(arguments)
-        parsed.pop("config", None)
-        return schema(**vars(parser.instantiate(parsed)))
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise ConfigError(_explain(str(error), schema)) from None
-
-
-def _shipped(arguments: list[str]) -> list[str]:
-    """Resolve ``--config NAME`` to the package's own configs where no such file is at hand."""
-    for index, argument in enumerate(arguments[:-1]):
-        if argument == "--config" and not Path(arguments[index + 1]).is_file():
-            candidate = Path(str(resources.files("genrl.configs"))) / arguments[index + 1].removeprefix("configs/")
-            if candidate.is_file():
-                arguments[index + 1] = str(candidate)
-    return arguments
-
-
-def keys(schema: type, prefix: str = "") -> list[str]:
-    """All dotted keys of a schema."""
-    found = []
-    hints = get_type_hints(schema)
-    for entry in fields(schema):
-        kind = hints[entry.name]
-        found += keys(kind, f"{prefix}{entry.name}.") if isinstance(kind, type) and is_dataclass(kind) else [prefix + entry.name]
-    return found
-
-
-def flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> plain value (lists and mappings as JSON has them): what checkpoints compare and trackers show."""
-    flat: dict[str, Any] = {}
-    for key, value in asdict(settings).items() if not isinstance(settings, dict) else settings.items():
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, dict) and value else {name: value}
-    return flat
-
-
-def dump(settings: Any) -> str:
-    """The settings as YAML."""
-    return yaml.safe_dump(asdict(settings), sort_keys=False)
-
-
-def _explain(message: str, schema: type) -> str:
-    unknown = re.search(r"(?:--|option '|Option ')([\w.]+)", message)
-    if unknown and ("not accept" in message or "unrecognized" in message):
-        group = re.search(r"Group '([\w.]+)'", message)
-        name = f"{group[1]}.{unknown[1]}" if group else unknown[1]
-        near = difflib.get_close_matches(name, keys(schema), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "--help lists all keys"
-        return f"unknown setting {name!r}; {hint}"
-    return " ".join(message.split())

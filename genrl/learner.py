@@ -20,6 +20,43 @@ class TrainingError(RuntimeError):
     """Training that cannot go on; the message says where it broke and what to try."""
 
 
+FUSED = ("cpu", "cuda")
+"""Devices on which torch has AdamW as one kernel."""
+BUCKET = 2**26
+"""Numbers that travel together when gradients are averaged: few messages, and no second copy of all gradients."""
+
+
+def optimizer_of(update: Update, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser that an update asks for.
+
+    Raises:
+        ValueError: it needs a library that is not installed.
+    """
+    options: dict[str, Any] = {"lr": update.lr, "betas": update.betas, "weight_decay": update.weight_decay}
+    if update.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=all(p.device.type in FUSED for p in parameters), **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError(
+            f"the optimizer {update.optimizer} of {update.name!r} needs bitsandbytes: pip install 'genrl-image[adamw8bit]'"
+        ) from error
+    return AdamW8bit(parameters, **options)
+
+
+def buckets(tensors: Sequence[Tensor], size: int) -> list[list[Tensor]]:
+    """The tensors in order, in runs of at most ``size`` numbers; one that is larger is a run of its own."""
+    found: list[list[Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if tensor.numel() > room:
+            found.append([])
+            room = size
+        found[-1].append(tensor)
+        room -= tensor.numel()
+    return found
+
+
 class Learner:
     """The optimisers of an algorithm's updates. Two updates of one role have a state each: their gradients differ in scale.
 
@@ -29,9 +66,7 @@ class Learner:
 
     def __init__(self, policy: FlowPolicy, updates: Sequence[Update], seed: int, mean: Callable[[Tensor], Tensor] | None = None):
         self.policy, self.updates, self.seed, self.mean = policy, updates, seed, mean
-        self.optimizers = [
-            torch.optim.AdamW(policy.parameters(*u.learners), lr=u.lr, betas=u.betas, weight_decay=u.weight_decay) for u in updates
-        ]
+        self.optimizers = [optimizer_of(update, policy.parameters(*update.learners)) for update in updates]
         self.steps = [0] * len(updates)
         self.opened = [False] * len(updates)
 
@@ -81,15 +116,20 @@ class Learner:
         for group in optimizer.param_groups:
             group["lr"] = update.lr_at(self.steps[index], round_)
         optimizer.step()
+        # as large as the weights, and of no use until the next step
+        optimizer.zero_grad()
         sums.setdefault(f"grad_norm/{update.name}", []).append(norm.detach())
 
     def _average_gradients(self, parameters: Sequence[Tensor]) -> None:
         if self.mean is None:
             return
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = self.mean(torch.cat([g.flatten() for g in grads]))
-        for parameter, part in zip(parameters, flat.split([g.numel() for g in grads]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for grads in buckets([parameter.grad for parameter in parameters if parameter.grad is not None], BUCKET):
+            flat = self.mean(torch.cat([grad.flatten() for grad in grads]))
+            parts = flat.split([grad.numel() for grad in grads])
+            torch._foreach_copy_(grads, [part.view_as(grad) for part, grad in zip(parts, grads, strict=True)])
 
     def tensors(self) -> dict[str, Tensor]:
         """The optimisers' state, for a checkpoint."""

@@ -7,14 +7,15 @@ base, or that base with its adapters off. Losses and rollouts say a role's name 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from genrl.kernels.chain import guided
+from genrl.offload import Offloaded
 from genrl.path import Sigma
 from genrl.precision import Precision
 from genrl.types import Conditioning
@@ -25,9 +26,10 @@ ACTOR, OLD, REF, AVERAGE = "actor", "old", "ref", "average"
 class Generator(Protocol):
     """What a model adapter offers (see ``genrl.models``).
 
-    ``velocity`` evaluates a given network without guidance, in the format that it computes in; ``features`` maps ``[B, C, h, w]`` from its middle;
-    ``decode`` maps latents to images ``[B, 3, H, W]`` in [0, 1], differentiably; ``unconditional`` is the conditioning of guidance's
-    other branch; ``precision`` the formats it computes in; ``student_sigmas`` the levels of a student of so many steps.
+    ``velocity`` evaluates a given network without guidance, in the format that it computes in; ``features`` maps ``[B, C, h, w]`` from
+    its middle; ``decode`` maps latents to images ``[B, 3, H, W]`` in [0, 1], differentiably; ``unconditional`` is the conditioning of
+    guidance's other branch; ``precision`` the number formats; ``student_sigmas`` the levels of a student of so many steps. A model may also
+    offer short cuts for previews, ``cheap(network, fp8=, cache=)``, a context in which ``is_cheap`` is true; see ``genrl.models.sd3``.
     """
 
     @property
@@ -56,7 +58,15 @@ class Storage(Protocol):
 
 
 class Copies:
-    """Every role is a full copy of the network, or a given one; only trained roles ever change."""
+    """Every role is a full copy of the network, or a given one; only trained roles ever change.
+
+    Args:
+        roles: the first plays on ``network`` itself.
+        offload: roles that live on the CPU and visit the device while they are used, see ``genrl.offload``.
+
+    Raises:
+        ValueError: an offloaded role that is trained, is the first, or is none.
+    """
 
     def __init__(
         self,
@@ -64,17 +74,34 @@ class Copies:
         roles: tuple[str, ...],
         trained: tuple[str, ...] = (ACTOR,),
         given: Mapping[str, nn.Module] | None = None,
+        offload: Collection[str] = (),
     ):
         self.roles = roles
         given = given or {}
-        self._networks = {role: given.get(role) or (network if role == roles[0] else copy.deepcopy(network)) for role in roles}
-        for role, net in self._networks.items():
-            net.requires_grad_(role in trained)
-            net.eval()
+        for role in offload:
+            if role not in roles:
+                raise ValueError(f"no role {role!r} to offload; there are {', '.join(roles)}")
+            if role in trained or role == roles[0]:
+                why = "it is trained" if role in trained else "it is the network itself, on whose device everything runs"
+                raise ValueError(f"role {role!r} cannot be offloaded: {why}")
+        device = next(network.parameters()).device
+        self._offloaded: dict[str, Offloaded] = {}
+        self._networks: dict[str, nn.Module] = {}
+        for role in roles:
+            net = given.get(role) or (network if role == roles[0] else copy.deepcopy(network))
+            self._networks[role] = net.requires_grad_(role in trained).eval()
+            if role in offload:
+                self._offloaded[role] = Offloaded(net, device)
+
+    @property
+    def offloaded(self) -> tuple[str, ...]:
+        """Roles that wait on the CPU."""
+        return tuple(self._offloaded)
 
     @contextmanager
     def use(self, role: str) -> Iterator[nn.Module]:
-        yield self._networks[role]
+        with self._offloaded[role].visit() if role in self._offloaded else nullcontext():
+            yield self._networks[role]
 
     def tensors(self, role: str) -> dict[str, Tensor]:
         return {**dict(self._networks[role].named_parameters())}
@@ -89,9 +116,12 @@ class Adapters:
     def __init__(self, network: Any, roles: tuple[str, ...], lora: Any, trained: tuple[str, ...] = (ACTOR,)):
         self.roles = roles
         self._network = network.requires_grad_(False).eval()
-        for role in roles:
-            if role != REF:
-                network.add_adapter(lora, adapter_name=role)
+        place = next(network.parameters()).device
+        # peft makes adapters on the CPU and moves them after the base, but not to where no data is
+        with place if place.type == "meta" else nullcontext():
+            for role in roles:
+                if role != REF:
+                    network.add_adapter(lora, adapter_name=role)
         self._layers: list[Any] = [module for module in network.modules() if hasattr(module, "lora_A") and hasattr(module, "set_adapter")]
         if not self._layers:
             raise ValueError(f"LoRA found no layer to adapt: none of {lora.target_modules} is in {type(network).__name__}")
@@ -209,6 +239,13 @@ class FlowPolicy:
 
     @torch.no_grad()
     def sync(self, target: str, source: str, decay: float = 0.0) -> None:
-        """``target <- decay * target + (1 - decay) * source``; decay 0 copies."""
-        ours, theirs = self.tensors(target), self.tensors(source)
-        torch._foreach_lerp_(list(ours.values()), [theirs[name] for name in ours], 1.0 - decay)
+        """``target <- decay * target + (1 - decay) * source``; decay 0 copies. The two may differ in device and dtype."""
+        named = self.tensors(source)
+        ours, theirs = [*self.tensors(target).values()], [named[name] for name in self.tensors(target)]
+        if decay == 0.0 and ours and ours[0].device == theirs[0].device:
+            torch._foreach_copy_(ours, theirs)
+        elif decay == 0.0:
+            for here, there in zip(ours, theirs, strict=True):
+                here.copy_(there)
+        else:
+            torch._foreach_lerp_(ours, [there.to(here) for here, there in zip(ours, theirs, strict=True)], 1.0 - decay)

@@ -47,19 +47,28 @@ def rollout(
         chunk: rows per forward pass; bounds memory, does not change images beyond float rounding.
         record: names out of ``RECORDS``.
         finished: called with the rows and latents of each chunk, while the next are still to be drawn.
+
+    Raises:
+        ValueError: a way is to be recorded that the model takes by short cuts: no replay would find it again.
     """
+    if record and getattr(policy.model, "is_cheap", False):
+        raise ValueError(
+            f"the model takes short cuts now, and what it does on the way is not to be learned from: do not record {list(record)}"
+        )
     device = next(policy.model.network.parameters()).device
     cond = cond.to(device)
     parts, kept = [], {name: [] for name in record}
-    for first in range(0, len(samples), chunk):
-        rows, own = slice(first, first + chunk), samples[first : first + chunk]
-        x = start(seeds.normal(key, own, policy.model.latent_shape, device), chain.sigmas[0])
-        way: dict[str, list[Tensor]] = {name: [] for name in record}
-        parts.append(denoise(policy, chain, x, cond.index(rows), role=role, guidance=guidance, key=key, samples=own, way=way))
-        for name in record:
-            kept[name].append(torch.stack(way[name], 1))
-        if finished:
-            finished(rows, parts[-1])
+    # lent once for all steps, so that a role that waits on the CPU comes to the device once
+    with policy.storage.use(role):
+        for first in range(0, len(samples), chunk):
+            rows, own = slice(first, first + chunk), samples[first : first + chunk]
+            x = start(seeds.normal(key, own, policy.model.latent_shape, device), chain.sigmas[0])
+            way: dict[str, list[Tensor]] = {name: [] for name in record}
+            parts.append(denoise(policy, chain, x, cond.index(rows), role=role, guidance=guidance, key=key, samples=own, way=way))
+            for name in record:
+                kept[name].append(torch.stack(way[name], 1))
+            if finished:
+                finished(rows, parts[-1])
     recorded = {name: torch.cat(pieces) for name, pieces in kept.items()}
     return Trajectory(tuple(prompts), torch.tensor(groups), torch.tensor(samples), torch.cat(parts), cond, recorded)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +20,18 @@ from torch import Tensor
 
 from genrl import checkpoint, config, seeds
 from genrl.algorithm import REAL, Algorithm, Feedback, View
-from genrl.data import PromptSet, prompts_of_round
+from genrl.chain import Chain
+from genrl.data import prompts_of_round
 from genrl.evaluation.judging import Protocol, judge_images
-from genrl.evaluation.watch import Watch
 from genrl.learner import Learner
-from genrl.mix import Mix
 from genrl.policy import FlowPolicy
-from genrl.pool import RewardPool, Scoring
+from genrl.pool import Scoring
+from genrl.preview import Previews
 from genrl.recorder import Recorder, describe, progress_bar
 from genrl.rollout import RECORDS, decode, rollout
 from genrl.rules import valid_groups
+from genrl.task import Task
 from genrl.types import Batch, Trajectory
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learned: prompts to train on, prompts to judge on, rewards and how they become one, what judges, and real images for
-    losses that compare with them, by the name of the signal (``REAL``): ``[N, ...]``, uint8 stands for [0, 1]. ``watch`` listens
-    to the evaluations and says in words when the reward is being hacked."""
-
-    train: PromptSet
-    held_out: PromptSet
-    rewards: RewardPool
-    mix: Mix | None
-    judges: RewardPool
-    watch: Watch
-    real: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def fit(
@@ -116,11 +101,13 @@ class Loop:
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         if algorithm.prompts % self.world:
             raise ValueError(f"{algorithm.prompts} prompts a round do not divide among {self.world} processes; whole groups stay together")
-        self.recorder = Recorder(Path(run.folder) / run.name, accelerator.is_main_process, accelerator.log, task.watch, algorithm.alarms)
+        self.previews = Previews(algorithm, policy, task.rewards, task.mix, self._draw, self._gather, self.world)
+        alarms = (*algorithm.alarms, *self.previews.alarms)
+        self.recorder = Recorder(Path(run.folder) / run.name, accelerator.is_main_process, accelerator.log, task.watch, alarms)
         mean = (lambda flat: torch.as_tensor(accelerator.reduce(flat, "mean"))) if self.world > 1 else None
         self.learner = Learner(policy, algorithm.updates, run.seed, mean)
         self.round = 0
-        self.counters = {"images_seen": 0, "reward_calls": 0, "wall_s": 0.0}
+        self.counters = {"images_seen": 0, "reward_calls": 0, **({"previews": 0} if algorithm.preview else {}), "wall_s": 0.0}
         self.judged: dict[str, float] = {}
         self.raised: list[str] = []
 
@@ -144,7 +131,7 @@ class Loop:
                 self.policy.sync(slow.target, slow.source, slow.decay)
         seconds = time.perf_counter() - began
         self.counters["wall_s"] += seconds
-        counted = {name: self.counters[name] for name in ("images_seen", "reward_calls")}
+        counted = {name: count for name, count in self.counters.items() if name != "wall_s"}
         self.raised = self.recorder.log({"round": self.round, **counted, **metrics}, seconds)
         if self.round % self.evaluation.every_rounds == 0 and self.round < self.run.rounds:
             self.judge(full=False)
@@ -154,50 +141,53 @@ class Loop:
 
     def collect(self) -> tuple[Batch, dict[str, float]]:
         """Sample and score this process's groups; signals are made from all groups."""
-        algorithm, size = self.algorithm, self.algorithm.group_size
-        chosen = prompts_of_round(len(self.task.train.prompts), algorithm.prompts, self.run.seed, self.round)
-        mine = range(self.rank, algorithm.prompts, self.world)
-        groups = [g for g in mine for _ in range(size)]
-        rows = self.task.train.rows([chosen[g] for g in groups])
+        algorithm, previews, metrics = self.algorithm, self.previews, {}
+        mine, width = range(self.rank, algorithm.prompts, self.world), previews.width
+        seen = previews.look(mine)
+        samples = previews.keep(seen, mine) if seen else previews.numbers(mine)
         scoring = self.task.rewards.begin() if algorithm.feedback is not None else None
+        record = [name for name in RECORDS if name in algorithm.requires]
+        trajectory = self._draw(algorithm.chain, samples, width, scoring, "images_seen", record)
+        signal = dict(trajectory.recorded)
+        for name in sorted(algorithm.requires.intersection(REAL)):
+            key = (self.run.seed, seeds.REAL, self.round)
+            signal[name] = self.task.real_of(name, key, samples).to(trajectory.x0.device)
+        if algorithm.feedback is not None and scoring:
+            judged, metrics = self._signals(algorithm.feedback, trajectory, scoring)
+            signal |= judged
+        if seen:
+            metrics |= previews.check(self.round, seen, mine)
+        return Batch(trajectory.group, trajectory.sample, trajectory.x0, trajectory.cond, signal, prompts=trajectory.prompts), metrics
+
+    def _draw(
+        self, chain: Chain, samples: Sequence[int], width: int, scoring: Scoring | None, counter: str, record: Sequence[str] = ()
+    ) -> Trajectory:
+        """Draw samples of this round by number, ``width`` numbers to a prompt, and score them meanwhile; every process does as many."""
+        algorithm, groups = self.algorithm, [number // width for number in samples]
+        chosen = prompts_of_round(len(self.task.train.prompts), algorithm.prompts, self.run.seed, self.round)
+        rows = self.task.train.rows([chosen[g] for g in groups])
 
         def finished(some: slice, x0: Tensor) -> None:
             own = rows.prompts[some]
             if scoring:
                 scoring.add(decode(self.policy, x0), [p.text for p in own], [p.metadata for p in own], torch.tensor(groups[some]))
 
-        trajectory = rollout(
+        self.counters[counter] += len(samples) * self.world
+        self.counters["reward_calls"] += len(samples) * self.world * len(scoring.pool.rewards if scoring else ())
+        return rollout(
             self.policy,
-            algorithm.chain,
+            chain,
             rows.prompts,
             rows.cond,
             role=algorithm.behaviour,
             key=(self.run.seed, seeds.ROLLOUT, self.round),
-            samples=[g * size + k for g in mine for k in range(size)],
+            samples=samples,
             groups=groups,
             guidance=algorithm.guidance,
             chunk=self.chunk,
-            record=[name for name in RECORDS if name in algorithm.requires],
+            record=record,
             finished=finished,
         )
-        signal = dict(trajectory.recorded)
-        for name in sorted(algorithm.requires.intersection(REAL)):
-            signal[name] = self._real(name, trajectory.sample).to(trajectory.x0.device)
-        metrics = {}
-        self.counters["images_seen"] += algorithm.prompts * size
-        if algorithm.feedback is not None and scoring:
-            judged, metrics = self._signals(algorithm.feedback, trajectory, scoring)
-            signal |= judged
-        return Batch(trajectory.group, trajectory.sample, trajectory.x0, trajectory.cond, signal, prompts=trajectory.prompts), metrics
-
-    def _real(self, name: str, sample: Tensor) -> Tensor:
-        """Real images, one for each sample, drawn anew each round; float32."""
-        if name not in self.task.real:
-            raise ValueError(f"the losses compare with {name!r}, of which the task has none")
-        every = self.task.real[name]
-        uniform = seeds.uniform((self.run.seed, seeds.REAL, self.round), sample.tolist())
-        chosen = every[(uniform * len(every)).long()]
-        return chosen.float() / 255 if chosen.dtype == torch.uint8 else chosen
 
     def _signals(self, feedback: Feedback, trajectory: Trajectory, scoring: Scoring) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Rewards of this process's samples, made into signals together with everyone's."""
@@ -212,7 +202,6 @@ class Loop:
         group = self._gather(trajectory.group)[order]
         mixed = self.task.mix(scores, group)
         signal = feedback(torch.where(valid_groups(mixed.total, group), mixed.total, math.nan), group)
-        self.counters["reward_calls"] += len(sample) * len(scores)
         metrics = dict(mixed.metrics)
         for name, values in scores.items():
             metrics |= {f"reward/{name}/mean": float(values.nanmean()), f"reward/{name}/std": float(values[values.isfinite()].std())}
@@ -241,7 +230,7 @@ class Loop:
         count = (self.evaluation.prompts or total) if full else self.evaluation.small_prompts
         # spread evenly, so that every category is in the small part
         chosen = sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(min(count, total))})
-        shown = view or View(f"round-{self.round:05d}", algorithm.result, algorithm.chain, algorithm.guidance)
+        shown = view or View(f"round-{self.round:05d}", algorithm.result, algorithm.judged or algorithm.chain, algorithm.guidance)
         images = (shown.images_per_prompt or self.evaluation.images_per_prompt) if full else self.evaluation.small_images
         protocol = Protocol(shown.chain, shown.guidance, self.chunk, self.run.seed, images, self.task.watch.trained)
         mine = dict(list(enumerate(chosen))[self.rank :: self.world])
@@ -264,6 +253,7 @@ class Loop:
             **self.learner.state(),
             "feedback": self.algorithm.feedback.state() if self.algorithm.feedback else {},
             "mix": self.task.mix.state() if self.task.mix else {},
+            "previews": self.previews.state(),
             "settings": self.settings,
             "judged": self.judged,
         }
@@ -287,6 +277,7 @@ class Loop:
                 self.algorithm.feedback.load_state(state["feedback"])
             if self.task.mix:
                 self.task.mix.load_state(state["mix"])
+            self.previews.load_state(state["previews"])
         self.accelerator.wait_for_everyone()
         self.recorder.open(self.round, fresh=not self.run.resume, notes=notes)
         self.accelerator.wait_for_everyone()

@@ -12,7 +12,7 @@ import genrl
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = [
-    "kernels precision",
+    "kernels precision settings threads",
     "types path seeds config",
     "chain feedback alarms pixels image_stats rules",
     "policy critic discriminator reward data mix",
@@ -21,7 +21,7 @@ LINES = [
     "rollout losses",
     "algorithm",
     "checkpoint evaluation",
-    "recorder learner",
+    "recorder learner preview task",
     "trainer",
     "models worlds",
     "doctor",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import re
 import subprocess
@@ -22,7 +21,7 @@ from accelerate import Accelerator
 
 from genrl import config
 from genrl.algorithm import REAL, Algorithm
-from genrl.chain import Chain, RenoiseChain
+from genrl.chain import Chain, Guidance, RenoiseChain
 from genrl.checkpoint import CheckpointError
 from genrl.data import PromptError, PromptSet, load_images, load_prompts, repeated
 from genrl.evaluation.report import write_report
@@ -36,6 +35,7 @@ from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
 from genrl.pool import Remembered, RewardPool
 from genrl.reward import RewardError, about, load_reward
 from genrl.reward import source_of as source_of_reward
+from genrl.threads import fit_threads
 from genrl.trainer import Task, fit
 from genrl.types import Prompt
 from genrl.worlds.shapes import PIPELINES
@@ -72,11 +72,11 @@ def run(settings: Any, build: Build, finish: Finish | None = None) -> Path:
     accelerator = Accelerator(cpu=settings.run.device == "cpu", log_with=tracker, project_dir=str(folder))
     if accelerator.device.type == "cpu":
         # accelerate gives each CPU process a single thread; rewards in processes of their own take over what is set here
-        torch.set_num_threads(max(1, usable_cpus() // accelerator.num_processes))
+        fit_threads(accelerator.num_processes)
     with closing(load_rewards(settings.rewards)) as scorers:
         scorers.judges.check([p.text for p in train + held_out], [p.metadata for p in train + held_out])
         torch.manual_seed(settings.run.seed)
-        model = load_model(settings.model, accelerator.device)
+        model = load_model(settings.model, accelerator.device, getattr(settings, "speed", config.Speed()))
         algorithm, policy = build(settings, model)
         task = make_task(settings, model, algorithm, scorers, train, held_out)
         algorithm.validate(policy)
@@ -117,11 +117,12 @@ def fit_task(settings: Any, algorithm: Algorithm, policy: FlowPolicy, task: Task
     accelerator.init_trackers(
         "genrl", {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in flat.items()}
     )
-    # how long a run may go on, and where it logs, may change between a run and its continuation
+    # how long a run may go on, how fast it is, and where it logs, may change between a run and its continuation
     compared = {
         key: value
         for key, value in flat.items()
         if key not in ("run.rounds", "run.resume", "run.tracker", "run.folder", "run.keep", "run.save_every_rounds", "rewards.cache")
+        and not key.startswith("speed.")
     }
     fit(
         algorithm,
@@ -134,7 +135,7 @@ def fit_task(settings: Any, algorithm: Algorithm, policy: FlowPolicy, task: Task
         accelerator=accelerator,
         notes={
             "config.yaml": config.dump(settings),
-            "versions.json": json.dumps(versions(settings.run.seed, accelerator), indent=1) + "\n",
+            "versions.json": json.dumps(versions(settings.run.seed, accelerator) | getattr(policy.model, "chosen", {}), indent=1) + "\n",
         },
     )
 
@@ -250,11 +251,15 @@ def source_of(name: str) -> str:
     return str(PIPELINES.get(name, name))
 
 
-def load_model(settings: config.Model, device: torch.device) -> DiffusersModel:
+def load_model(settings: config.Model, device: torch.device, speed: config.Speed = config.Speed()) -> DiffusersModel:  # noqa: B008
     if settings.tune == "full" and settings.precision.weights != "fp32":
         raise config.ConfigError("model.precision.weights is of frozen weights; with model.tune full they are trained, and stay fp32")
     kept = ("revision", "precision", "height", "width", "t5", "max_sequence_length", "gradient_checkpointing")
-    return load_generator(source_of(settings.source), device=device, **{key: getattr(settings, key) for key in kept})
+    return load_generator(source_of(settings.source), device=device, speed=speed, **{key: getattr(settings, key) for key in kept})
+
+
+def guidance_of(settings: config.Sampling) -> Guidance:
+    return Guidance(settings.guidance, settings.guidance_low, settings.guidance_high)
 
 
 def storage_of(
@@ -263,16 +268,18 @@ def storage_of(
     roles: tuple[str, ...],
     trained: tuple[str, ...] = (ACTOR,),
     given: Mapping[str, torch.nn.Module] | None = None,
+    offload: Collection[str] = (),
 ) -> Copies | Adapters:
-    """Roles as full copies or as LoRA adapters, as the settings say; ``given`` networks play their role themselves."""
+    """Roles as full copies or as LoRA adapters, as the settings say; ``given`` networks play their role themselves.
+
+    Raises:
+        ConfigError: adapters are to be offloaded; ValueError: a role that cannot be.
+    """
     if settings.tune == "full":
-        return Copies(model.network, roles, trained, given)
+        return Copies(model.network, roles, trained, given, offload)
+    if offload:
+        raise config.ConfigError("with model.tune lora all roles share one network, so there is none to offload: leave speed.offload empty")
     return Adapters(model.network, roles, lora_config(settings.lora.rank, settings.lora.alpha, settings.lora.targets), trained)
-
-
-def usable_cpus() -> int:
-    """Cores this process may use: in a container often fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(seed: int, accelerator: Accelerator) -> dict[str, Any]:

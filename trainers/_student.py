@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from genrl import config
 from genrl.alarms import Alarm
-from genrl.algorithm import Update, View
+from genrl.algorithm import Optimizer, Update, View
 from genrl.chain import OdeChain, RenoiseChain, check_grid
 from genrl.losses import Loss
 from genrl.losses.distribution_matching import DistributionMatching, Renoise, ScoreMatching
@@ -126,6 +127,7 @@ class Learning:
         lr: learning rate.
         lr_warmup_updates: steps of linear warm-up.
         lr_halving_rounds: rounds in which its lr and the fake's halve, exponentially; 0 keeps them.
+        optimizer: adamw, or adamw8bit with a quarter of its states' memory; the fake's, too.
         weight_decay: of AdamW.
         minibatch: samples per forward pass and process, for every network.
         accumulate: forward passes per step.
@@ -136,6 +138,7 @@ class Learning:
     lr: float = 1e-6
     lr_warmup_updates: int = 0
     lr_halving_rounds: int = 0
+    optimizer: Optimizer = "adamw"
     weight_decay: float = 0.01
     minibatch: int = 32
     accumulate: int = 1
@@ -204,12 +207,14 @@ def check_levels(matching: Matching, fake: Fake) -> None:
         )
 
 
-def storage(settings: config.Model, teacher: Teacher, model: DiffusersModel, roles: tuple[str, ...]) -> Copies | Adapters:
+def storage(
+    settings: config.Model, teacher: Teacher, model: DiffusersModel, roles: tuple[str, ...], offload: Collection[str] = ()
+) -> Copies | Adapters:
     """Student and fake learn; the teacher is the model itself, or another one."""
     given = {}
     if teacher.source:
-        given[REF] = load_model(replace(settings, source=teacher.source), model.device).network
-    return storage_of(settings, model, roles, (ACTOR, FAKE), given)
+        given[REF] = load_model(replace(settings, source=teacher.source), model.device, model.speed).network
+    return storage_of(settings, model, roles, (ACTOR, FAKE), given, offload)
 
 
 def views(settings: Teacher, model: DiffusersModel, role: str) -> tuple[View, ...]:
@@ -245,6 +250,7 @@ def fake_update(settings: Fake, learning: Learning, loss: Loss, until_round: int
         clip=learning.grad_clip,
         until_round=until_round,
         also=also,
+        optimizer=learning.optimizer,
     )
 
 
@@ -261,4 +267,5 @@ def actor_update(learning: Learning, loss: Loss, until_round: int = 0, every_rou
         clip=learning.grad_clip,
         until_round=until_round,
         every_rounds=every_rounds,
+        optimizer=learning.optimizer,
     )

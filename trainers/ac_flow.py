@@ -20,7 +20,7 @@ from typing import Literal
 
 from genrl import config
 from genrl.alarms import Alarm
-from genrl.algorithm import Algorithm, Slow, Start, Update
+from genrl.algorithm import Algorithm, Optimizer, Preview, Slow, Start, Update
 from genrl.chain import OdeChain
 from genrl.critic import ValueNet
 from genrl.feedback import ShapedReward
@@ -29,7 +29,7 @@ from genrl.losses.value import ValueRegression
 from genrl.losses.weighted_matching import Baseline, Center, WeightedMatching, Weighting
 from genrl.models.sd3 import SD3
 from genrl.policy import ACTOR, AVERAGE, OLD, REF, FlowPolicy
-from genrl.trainers._launch import launch, storage_of
+from genrl.trainers._launch import guidance_of, launch, storage_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Actor:
         lr: learning rate.
         lr_warmup_updates: steps of linear warm-up.
         lr_halving_rounds: rounds in which the learning rate halves; 0 keeps it.
+        optimizer: adamw, or adamw8bit with a quarter of its states' memory.
         weight_decay: of AdamW.
         passes: passes over a round's samples.
         minibatch: samples per forward pass and process.
@@ -109,6 +110,7 @@ class Actor:
     lr: float = 3e-4
     lr_warmup_updates: int = 0
     lr_halving_rounds: int = 0
+    optimizer: Optimizer = "adamw"
     weight_decay: float = 0.0
     passes: int = 2
     minibatch: int = 64
@@ -147,6 +149,8 @@ class Config:
     data: config.Data = field(default_factory=config.Data)
     rewards: config.Rewards = field(default_factory=config.Rewards)
     sampling: config.Sampling = field(default_factory=config.Sampling)
+    speed: config.Speed = field(default_factory=config.Speed)
+    preview: config.Preview = field(default_factory=config.Preview)
     evaluation: config.Evaluation = field(default_factory=config.Evaluation)
     shaping: Shaping = field(default_factory=Shaping)
     sigma: Sigma = field(default_factory=Sigma)
@@ -167,7 +171,7 @@ ALARMS = (
 
 def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
     """The algorithm and the policy it trains."""
-    actor, critic = settings.actor, settings.critic
+    actor, critic, preview = settings.actor, settings.critic, settings.preview
     if actor.center != "none" and actor.minibatch < 2:
         raise config.ConfigError("actor.center compares samples of a minibatch: actor.minibatch must be at least 2, or actor.center none")
     density = SigmaDensity(settings.sigma.kind, settings.sigma.low, settings.sigma.high, shift=settings.sigma.shift)
@@ -202,6 +206,7 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
             lr_warmup_updates=actor.lr_warmup_updates,
             lr_halving_rounds=actor.lr_halving_rounds,
             clip=actor.grad_clip,
+            optimizer=actor.optimizer,
             start=Start(actor.warmup_rounds if networks else 0, by_variance, actor.warmup_explained_variance or 0.0),
         )
     )
@@ -216,12 +221,13 @@ def build(settings: Config, model: SD3) -> tuple[Algorithm, FlowPolicy]:
         slow=tuple(slow),
         prompts=settings.data.prompts,
         group_size=settings.data.group_size,
-        guidance=settings.sampling.guidance,
+        guidance=guidance_of(settings.sampling),
         result=AVERAGE if actor.average else ACTOR,
         alarms=ALARMS,
+        preview=Preview(OdeChain(model.sigmas(preview.steps or settings.sampling.steps)), preview) if preview.factor != 1 else None,
     )
     roles = (ACTOR, OLD, REF, AVERAGE) if actor.average else (ACTOR, OLD, REF)
-    return algorithm, FlowPolicy(model, storage_of(settings.model, model, roles), networks)
+    return algorithm, FlowPolicy(model, storage_of(settings.model, model, roles, offload=settings.speed.offload), networks)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ class Config:
     data: student.Data = field(default_factory=student.Data)
     rewards: config.Judges = field(default_factory=config.Judges)
     sampling: student.Few = field(default_factory=student.Few)
+    speed: config.Speed = field(default_factory=config.Speed)
     evaluation: config.Evaluation = field(default_factory=config.Evaluation)
     teacher: student.Teacher = field(default_factory=student.Teacher)
     actor: student.Learning = field(default_factory=student.Learning)
@@ -106,7 +107,8 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
         views=student.views(settings.teacher, model, result),
         alarms=student.ALARMS,
     )
-    return algorithm, FlowPolicy(model, student.storage(settings.model, settings.teacher, model, roles), networks)
+    storage = student.storage(settings.model, settings.teacher, model, roles, settings.speed.offload)
+    return algorithm, FlowPolicy(model, storage, networks)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ class Config:
     data: student.Data = field(default_factory=student.Data)
     rewards: config.Judges = field(default_factory=config.Judges)
     sampling: student.Few = field(default_factory=student.Few)
+    speed: config.Speed = field(default_factory=config.Speed)
     evaluation: config.Evaluation = field(default_factory=config.Evaluation)
     teacher: student.Teacher = field(default_factory=student.Teacher)
     actor: student.Learning = field(default_factory=student.Learning)
@@ -178,8 +179,7 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
             networks[LATENT_REWARD] = load_value(head).to(model.device)
         noisiest = StudentSteps(sigmas, tuple(range(min(rl.steps, count - 1))))
         preference = LatentPreference(noisiest, ranker_of(rl, settings.rewards, model), rl.candidates, rl.beta, rl.clamp)
-        start = Start(rl.start_round)
-        updates.append(Update(ACTOR, preference, rl.lr, rl.passes, learning.minibatch, clip=rl.grad_clip, start=start, label="preference"))
+        updates.append(preference_update(rl, learning, preference))
         slow.append(Slow(ANCHOR, ACTOR, every_rounds=rl.start_round, until_round=rl.start_round))
         roles.append(ANCHOR)
     if learning.average:
@@ -199,7 +199,22 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
         alarms=student.ALARMS,
         rewards=asked(rl, settings.rewards),
     )
-    return algorithm, FlowPolicy(model, student.storage(settings.model, settings.teacher, model, tuple(roles)), networks)
+    storage = student.storage(settings.model, settings.teacher, model, tuple(roles), settings.speed.offload)
+    return algorithm, FlowPolicy(model, storage, networks)
+
+
+def preference_update(rl: Rl, learning: student.Learning, loss: LatentPreference) -> Update:
+    return Update(
+        ACTOR,
+        loss,
+        lr=rl.lr,
+        passes=rl.passes,
+        minibatch=learning.minibatch,
+        clip=rl.grad_clip,
+        start=Start(rl.start_round),
+        label="preference",
+        optimizer=learning.optimizer,
+    )
 
 
 def asked(rl: Rl, judges: config.Judges) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from genrl.losses.latent_reward import LATENT_REWARD, PairRanking
 from genrl.losses.noise import SigmaDensity
 from genrl.models._diffusers import DiffusersModel
 from genrl.policy import REF, Copies, FlowPolicy
-from genrl.trainers._launch import launch
+from genrl.trainers._launch import guidance_of, launch
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Config:
     data: config.Data = field(default_factory=config.Data)
     rewards: config.Rewards = field(default_factory=config.Rewards)
     sampling: config.Sampling = field(default_factory=config.Sampling)
+    speed: config.Speed = field(default_factory=config.Speed)
     head: Head = field(default_factory=Head)
 
 
@@ -82,10 +83,11 @@ def build(settings: Config, model: DiffusersModel) -> tuple[Algorithm, FlowPolic
         updates=(update,),
         prompts=settings.data.prompts,
         group_size=settings.data.group_size,
-        guidance=settings.sampling.guidance,
+        guidance=guidance_of(settings.sampling),
         result=None,
     )
-    return algorithm, FlowPolicy(model, Copies(model.network, (REF,), ()), {LATENT_REWARD: network})
+    storage = Copies(model.network, (REF,), (), offload=settings.speed.offload)
+    return algorithm, FlowPolicy(model, storage, {LATENT_REWARD: network})
 
 
 def finish(policy: FlowPolicy, folder: Path, settings: Config) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genrl import seeds
-from genrl.chain import Chain
+from genrl.chain import Chain, Guidance
 from genrl.evaluation.diversity import feature_diversity, layout_diversity
 from genrl.image_stats import image_stats
 from genrl.pixels import to_bytes, to_pil
@@ -32,7 +32,7 @@ class Protocol:
     """
 
     chain: Chain
-    guidance: float
+    guidance: float | Guidance
     chunk: int
     seed: int
     images_per_prompt: int

@@ -6,6 +6,8 @@ float16, of any shape and memory order; arithmetic inside is float32. This packa
 Module        what it fuses
 ``noise``     counter-based standard normal numbers, a seed per sample
 ``chain``     guidance, the step of a chain, its noise and its log-probability; the log-probability again with gradient
+``matching``  noise on finished samples; the weighted matching loss and the distribution matching surrogate, with gradient
+``quantise``  rows in float8, for matrix products
 """
 
 from genrl.kernels.dispatch import fused, using

@@ -18,7 +18,11 @@ from genrl.kernels._triton_noise import normal4
 from genrl.kernels.chain import CONSTANT
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-BLOCK = 512
+BLOCK = 128
+"""Counters of a program: few, for its registers hold four numbers of each."""
+WARPS = 2
+LINE = 2048
+"""Elements of a program that draws nothing."""
 
 
 @triton.jit
@@ -117,7 +121,7 @@ def step_triton(
     sums = torch.empty(grid if noisy else (1, 1), device=x.device)
     _step[grid](
         x, v, after, sums, seed if noisy else x, len(x), count, quarter, keep, move, std, guidance,
-        GUIDED=guidance != 1.0, NOISY=noisy, COMBINE=TYPES[combine], CHAIN=TYPES[chain], STORAGE=TYPES[storage], BLOCK=BLOCK,
+        GUIDED=guidance != 1.0, NOISY=noisy, COMBINE=TYPES[combine], CHAIN=TYPES[chain], STORAGE=TYPES[storage], BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return after, _log_density(sums, count, std) if noisy else torch.zeros(len(x), device=x.device)
 
@@ -130,8 +134,8 @@ class LogProb(torch.autograd.Function):
         x, v, x_next, count = x.contiguous(), v.contiguous(), x_next.contiguous(), x[0].numel()
         ctx.save_for_backward(x, v, x_next)
         ctx.law, ctx.guidance = law, guidance
-        ctx.flags = {"GUIDED": guidance != 1.0, "COMBINE": TYPES[combine], "CHAIN": TYPES[chain], "BLOCK": 4 * BLOCK}
-        grid = (len(x), triton.cdiv(count, 4 * BLOCK))
+        ctx.flags = {"GUIDED": guidance != 1.0, "COMBINE": TYPES[combine], "CHAIN": TYPES[chain], "BLOCK": LINE}
+        grid = (len(x), triton.cdiv(count, LINE))
         sums = torch.empty(grid, device=x.device)
         _residuals[grid](x, v, x_next, sums, len(x), count, *law[:2], guidance, **ctx.flags)
         return _log_density(sums, count, law[2])
@@ -141,7 +145,7 @@ class LogProb(torch.autograd.Function):
         x, v, x_next = ctx.saved_tensors
         (keep, move, std), count = ctx.law, x[0].numel()
         out = torch.empty_like(v)
-        grid = (len(x), triton.cdiv(count, 4 * BLOCK))
+        grid = (len(x), triton.cdiv(count, LINE))
         scale = move / (std**2 * count)
         _gradient[grid](x, v, x_next, upstream[0].contiguous(), out, len(x), count, keep, move, scale, ctx.guidance, **ctx.flags)
         return None, out, None, None, None, None, None

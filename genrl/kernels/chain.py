@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from genrl.kernels.dispatch import fused
+from genrl.kernels.dispatch import fused, wide
 from genrl.kernels.noise import normal_reference
 
 CONSTANT = -0.5 * math.log(2 * math.pi)
@@ -27,9 +27,9 @@ def guided(v: Tensor, guidance: float, dtype: torch.dtype = torch.float32) -> Te
     """``v_0 + g (v_c - v_0)`` in float32 from ``[2B, ...]``, the unconditional rows first, rounded to ``dtype`` once; ``[B, ...]`` as it is
     when ``guidance`` is 1."""
     if guidance == 1.0:
-        return v.to(dtype).float()
-    v_0, v_c = v.float().chunk(2)
-    return torch.lerp(v_0, v_c, guidance).to(dtype).float()
+        return _rounded(wide(v), dtype)
+    v_0, v_c = wide(v).chunk(2)
+    return _rounded(torch.lerp(v_0, v_c, guidance), dtype)
 
 
 def step(
@@ -66,7 +66,7 @@ def step(
     if not std or seed is None:
         return mean.to(storage), torch.zeros(len(x), device=x.device)
     after = mean.add(normal_reference(seed, x[0].numel()).view_as(mean), alpha=std).to(storage)
-    return after, _log_density(after.float() - mean, std)
+    return after, _log_density(after - mean, std)
 
 
 def log_prob(
@@ -79,7 +79,7 @@ def log_prob(
     combine: torch.dtype = torch.float32,
     chain: torch.dtype = torch.float32,
 ) -> Tensor:
-    """``log p(x' | x) [B]`` float32 of a step that was taken, with gradient to ``v``; arguments as in ``step``.
+    """``log p(x' | x) [B]`` float32 of a step that was taken, with gradient to ``v`` alone; arguments as in ``step``.
 
     Raises:
         ValueError: a deterministic step, which has no density.
@@ -91,13 +91,17 @@ def log_prob(
         from genrl.kernels._triton_chain import LogProb
 
         return LogProb.apply(x, v, x_next, law, guidance, combine, chain)
-    return _log_density(x_next.float() - _mean(x, v, keep, move, guidance, combine, chain), std)
+    x, x_next = x.detach(), x_next.detach()  # a trajectory is data
+    return _log_density(x_next - _mean(x, v, keep, move, guidance, combine, chain), std)
 
 
 def _mean(x: Tensor, v: Tensor, keep: float, move: float, guidance: float, combine: torch.dtype, chain: torch.dtype) -> Tensor:
-    v = guided(v, guidance, combine)
-    mean = x.float().add(v, alpha=move) if keep == 1.0 else (x.float() * keep).add(v, alpha=move)
-    return mean.to(chain).float()
+    x, v = wide(x), guided(v, guidance, combine)
+    return _rounded((x if keep == 1.0 else x * keep).add(v, alpha=move), chain)
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if dtype == torch.float32 else x.to(dtype).to(x.dtype)
 
 
 def _log_density(residual: Tensor, std: float) -> Tensor:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Form = Literal["auto", "triton", "reference"]
@@ -32,3 +33,8 @@ def fused(*tensors: Tensor) -> bool:
     if form == "auto":
         return _HAS_TRITON and all(tensor.is_cuda for tensor in tensors)
     return form == "triton"
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float32 if it has 16 bits, else as it is: what references compute in, so that in double precision they are exact."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

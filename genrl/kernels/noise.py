@@ -20,8 +20,8 @@ from genrl.kernels.dispatch import fused
 
 ROUNDS = 7
 _MASK = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_WEYL = (0x9E3779B9, 0xBB67AE85)
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
 # of sine and cosine on [0, pi/4], least squares at Chebyshev nodes; errors below 3e-9
 SIN = (1.0, -0.16666651, 0.00833199, -0.00019497)
 COS = (1.0, -0.5, 0.04166664, -0.0013887, 2.44e-05)
@@ -37,31 +37,41 @@ def normal(seed: Tensor, shape: Sequence[int]) -> Tensor:
     return normal_reference(seed, count).view(len(seed), *shape)
 
 
-def words(seed: Tensor, counters: int, rounds: int = ROUNDS) -> list[Tensor]:
+def words(seed: Tensor, counters: int, rounds: int = ROUNDS) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The four words ``[B, counters]`` of each counter, in int64; ``seed [B]`` int64."""
     low, high = (seed & _MASK)[:, None], ((seed >> 32) & _MASK)[:, None]
-    zero = torch.zeros(len(seed), counters, dtype=torch.int64, device=seed.device)
-    c = [torch.arange(counters, device=seed.device).expand(len(seed), -1), zero, zero, zero]
-    for _ in range(rounds):
-        left, right = c[0] * _MULTIPLIERS[0], c[2] * _MULTIPLIERS[1]
-        c = [((right >> 32) & _MASK) ^ c[1] ^ low, right & _MASK, ((left >> 32) & _MASK) ^ c[3] ^ high, left & _MASK]
-        low, high = (low + _WEYL[0]) & _MASK, (high + _WEYL[1]) & _MASK
-    return c
+    # the first round, of a counter whose other words are 0; what is alike in a row or column stays narrow as long as it can
+    product = torch.arange(counters, device=seed.device)[None] * MULTIPLIERS[0]
+    a, b, c, d = low, torch.zeros_like(low), (product >> 32) ^ high, product & _MASK
+    for _ in range(rounds - 1):
+        low, high = (low + WEYL[0]) & _MASK, (high + WEYL[1]) & _MASK
+        left, right = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
+        a, b = (right >> 32).bitwise_and_(_MASK).bitwise_xor_(b ^ low), right.bitwise_and_(_MASK)
+        c, d = ((left >> 32).bitwise_and_(_MASK) ^ d).bitwise_xor_(high), left.bitwise_and_(_MASK)
+    return a, b, c, d
+
+
+def _unit(word: Tensor) -> Tensor:
+    """Numbers in [1, 2) of the upper 23 bits of words."""
+    return ((word >> 9) | 0x3F800000).to(torch.int32).view(torch.float32)
 
 
 def pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Two independent normal numbers of two words: radius of the first, angle of the second."""
-    radius = (((first >> 8) + 1).float() * 2.0**-24).log().mul(-2).sqrt()
-    angle = (second >> 8).float() * (2.0**-24 * math.pi / 4)
+    radius = _unit(first).neg_().add_(2).log_().mul_(-2).sqrt_()
+    angle = _unit(second).sub_(1).mul_(math.pi / 4)
     square = angle * angle
-    sine = angle * (SIN[0] + square * (SIN[1] + square * (SIN[2] + square * SIN[3])))
-    cosine = COS[0] + square * (COS[1] + square * (COS[2] + square * (COS[3] + square * COS[4])))
+    sine = (square * SIN[3]).add_(SIN[2]).mul_(square).add_(SIN[1]).mul_(square).add_(SIN[0]).mul_(angle).mul_(radius)
+    cosine = (square * COS[4]).add_(COS[3]).mul_(square).add_(COS[2]).mul_(square).add_(COS[1]).mul_(square).add_(COS[0]).mul_(radius)
     swapped = (second & 1).bool()
-    sine, cosine = torch.where(swapped, cosine, sine), torch.where(swapped, sine, cosine)
-    return radius * torch.where((second & 2).bool(), -sine, sine), radius * torch.where((second & 4).bool(), -cosine, cosine)
+    one, two = torch.where(swapped, cosine, sine), torch.where(swapped, sine, cosine)
+    return one.mul_(1 - (second & 2)), two.mul_(1 - ((second & 4) >> 1))
 
 
 def normal_reference(seed: Tensor, count: int) -> Tensor:
     """``[B, count]``."""
-    a, b, c, d = words(seed, -(-count // 4))
-    return torch.cat([*pair(a, b), *pair(c, d)], 1)[:, :count].contiguous()
+    counters = -(-count // 4)
+    a, b, c, d = words(seed, counters)
+    one, two = pair(torch.cat([a, c], 1), torch.cat([b, d], 1))
+    parts = (one[:, :counters], two[:, :counters], one[:, counters:], two[:, counters:])
+    return torch.cat(parts, 1)[:, :count].contiguous()

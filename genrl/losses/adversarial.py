@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from genrl import seeds
-from genrl.losses.noise import SigmaDensity
+from genrl.losses.noise import SigmaDensity, noised
 from genrl.losses.student import FAKE, StudentSteps, at, predict
 from genrl.path import add_noise
 from genrl.policy import ACTOR, FlowPolicy
@@ -65,8 +65,7 @@ class PixelGan:
         sigma = self.steps.level(step)
         states = at(batch.signal["states"], step)
         if self.origin == "literal":
-            eps = seeds.normal((*batch.stream, 3), batch.sample.tolist(), batch.x0.shape[1:], batch.x0.device)
-            states = add_noise(batch.x0, eps, sigma)
+            states, _ = noised(batch, batch.x0, sigma, 3)
         y = predict(policy, batch, states, sigma)
 
         def judged(latents: Tensor) -> Tensor:

@@ -18,27 +18,14 @@ import torch
 from torch import Tensor
 
 from genrl import seeds
-from genrl.losses.noise import Levels, SigmaDensity
+from genrl.kernels.matching import Square, matching, surrogate
+from genrl.losses.noise import Levels, SigmaDensity, noised
 from genrl.losses.student import FAKE, StudentSteps, at, predict
-from genrl.path import add_noise, to_x0, velocity_target
+from genrl.path import to_x0
 from genrl.policy import ACTOR, REF, FlowPolicy
 from genrl.types import Batch, LossOutput
 
 Renoise = Literal["full", "above_next", "between", "student_steps"]
-
-
-def surrogate(x: Tensor, x0_fake: Tensor, x0_teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss whose gradient in ``x [B, ...]`` is ``g / numel``, and ``g`` itself.
-
-    ``g`` is computed in double precision, as DMD2 does: it is the small difference of two predictions. A sample whose teacher
-    agrees with it exactly has none.
-    """
-    with torch.no_grad():
-        x_d, fake, teacher = x.double(), x0_fake.double(), x0_teacher.double()
-        scale = (x_d - teacher).abs().flatten(1).mean(1).view(-1, *[1] * (x.ndim - 1))
-        g = ((fake - teacher) / scale).nan_to_num(0.0, 0.0, 0.0)
-        target = (x_d - g).to(x.dtype)
-    return 0.5 * (x - target).square().mean(), g.to(x.dtype)
 
 
 @dataclass(frozen=True)
@@ -73,8 +60,7 @@ class DistributionMatching:
         x = predict(policy, batch, at(batch.signal["states"], step), self.steps.level(step))
         with torch.no_grad():
             tau = self._levels(batch, step)
-            eps = seeds.normal((*batch.stream, 1), batch.sample.tolist(), x.shape[1:], x.device)
-            x_tau = add_noise(x, eps, tau)
+            x_tau, _ = noised(batch, x, tau)
             teacher = to_x0(x_tau, policy.velocity(x_tau, tau, batch.cond, REF, self.guidance), tau)
             fake = to_x0(x_tau, policy.velocity(x_tau, tau, batch.cond, FAKE), tau)
         loss, g = surrogate(x, fake, teacher)
@@ -105,7 +91,7 @@ class DistributionMatching:
 class ScoreMatching:
     """The fake's loss: flow matching on the student's x0-predictions, at the steps that distribution matching acts on.
 
-    ``velocity``: mean |v - (eps - x0)|^2 (SenseFlow, SD3); ``eps``: mean |eps_hat - eps|^2 (DMD2, SDXL), the same error times
+    ``velocity``: mean |v - u|^2, u = eps - x0 (SenseFlow, SD3); ``eps``: mean |eps_hat - eps|^2 (DMD2, SDXL), the same error times
     ``(1 - sigma)^2``.
 
     Args:
@@ -126,14 +112,11 @@ class ScoreMatching:
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
         step = self.steps.pick(batch)
         x0 = at(batch.signal["predictions"], step)
-        samples = batch.sample.tolist()
-        sigma = self._levels(step, seeds.uniform((*batch.stream, 0), samples, x0.device))
-        eps = seeds.normal((*batch.stream, 1), samples, x0.shape[1:], x0.device)
-        v = policy.velocity(add_noise(x0, eps, sigma), sigma, batch.cond, FAKE)
-        error = (v - velocity_target(x0, eps)).square().flatten(1).mean(1)
-        if self.target == "eps":
-            error = error * (1 - sigma).square()
-        return LossOutput(error.mean())
+        sigma = self._levels(step, seeds.uniform((*batch.stream, 0), batch.sample.tolist(), x0.device))
+        x, u = noised(batch, x0, sigma)
+        v = policy.answer(x, sigma, batch.cond, FAKE, 1.0)
+        weight = (1 - sigma).square() if self.target == "eps" else torch.ones_like(sigma)
+        return LossOutput(matching(v, u, [Square(weight)]).mean())
 
     def _levels(self, step: Tensor, uniform: Tensor) -> Tensor:
         if not self.between:

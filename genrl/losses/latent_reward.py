@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genrl import seeds
-from genrl.losses.noise import SigmaDensity
-from genrl.path import add_noise
+from genrl.losses.noise import SigmaDensity, noised
 from genrl.policy import REF, FlowPolicy
 from genrl.types import Batch, Conditioning, LossOutput
 
@@ -55,8 +54,8 @@ class PairRanking:
         """Margins and weights ``[B, B]``; weight 0 where the two are not of one prompt or cannot be compared."""
         # a level for each prompt, noise for each sample
         sigma = self.density(seeds.uniform((*batch.stream, 0), batch.group.tolist(), batch.x0.device))
-        eps = seeds.normal((*batch.stream, 1), batch.sample.tolist(), batch.x0.shape[1:], batch.x0.device)
-        score, reward = latent_score(policy, add_noise(batch.x0, eps, sigma), sigma, batch.cond), batch.signal["reward"]
+        x, _ = noised(batch, batch.x0, sigma)
+        score, reward = latent_score(policy, x, sigma, batch.cond), batch.signal["reward"]
         gap = reward[:, None] - reward[None, :]
         same = (batch.group[:, None] == batch.group[None, :]).to(gap.device)
         both = batch.signal["valid"][:, None] & batch.signal["valid"][None, :]

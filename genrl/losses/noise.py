@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genrl import path, seeds
+from genrl.kernels import matching
 from genrl.types import Batch
 
 
@@ -63,8 +64,12 @@ class SigmaDensity:
 
 
 def renoise(batch: Batch, density: SigmaDensity) -> tuple[Tensor, Tensor, Tensor]:
-    """``x_sigma``, ``sigma [B]`` and the noise for a batch; each sample's own, whatever minibatch it is in."""
-    samples = batch.sample.tolist()
-    sigma = density(seeds.uniform((*batch.stream, 0), samples, batch.x0.device))
-    eps = seeds.normal((*batch.stream, 1), samples, batch.x0.shape[1:], batch.x0.device)
-    return path.add_noise(batch.x0, eps, sigma), sigma, eps
+    """``x_sigma``, ``sigma [B]`` and ``u = eps - x0`` for a batch; each sample's own, whatever minibatch it is in."""
+    sigma = density(seeds.uniform((*batch.stream, 0), batch.sample.tolist(), batch.x0.device))
+    x, u = noised(batch, batch.x0, sigma)
+    return x, sigma, u
+
+
+def noised(batch: Batch, x0: Tensor, sigma: Tensor, salt: int = 1) -> tuple[Tensor, Tensor]:
+    """``x_sigma`` and ``u = eps - x0`` ``[B, ...]`` of given samples, without gradient; ``salt`` tells draws of one loss apart."""
+    return matching.renoise(x0, seeds.numbers((*batch.stream, salt), batch.sample.tolist(), x0.device), sigma)

@@ -30,9 +30,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from genrl.kernels.matching import Square, matching
 from genrl.losses.noise import SigmaDensity, renoise
 from genrl.losses.value import value
-from genrl.path import expand, velocity_target
 from genrl.policy import ACTOR, OLD, REF, FlowPolicy
 from genrl.types import Batch, LossOutput
 
@@ -86,19 +86,18 @@ class WeightedMatching:
         return used + (("critic",) if self.baseline == "critic" and self.weighting != "outcome" else ())
 
     def __call__(self, policy: FlowPolicy, batch: Batch) -> LossOutput:
-        x, sigma, eps = renoise(batch, self.density)
-        u = velocity_target(batch.x0, eps)
+        x, sigma, u = renoise(batch, self.density)
+        v_old = v_ref = None
         with torch.no_grad():
-            fixed = {}
             if self.beta > 0 or self.weighting == "signed":
-                fixed[REF] = policy.velocity(x, sigma, batch.cond, REF)
+                v_ref = policy.answer(x, sigma, batch.cond, REF, 1.0)
             if self.weighting == "implicit":
-                fixed[OLD] = policy.velocity(x, sigma, batch.cond, OLD, self.guidance)
-            advantage, clipped = self._advantage(policy, batch, x, sigma, fixed.get(REF))
-        v, v_plain = policy.branches(x, sigma, batch.cond, ACTOR, self.guidance)
-        terms, weight = self._matching(advantage, v, u, fixed, sigma)
-        if self.beta > 0:
-            terms = terms + self.beta * (v_plain - fixed[REF]).square().flatten(1).mean(1)
+                v_old = policy.velocity(x, sigma, batch.cond, OLD, self.guidance)
+            advantage, clipped = self._advantage(policy, batch, x, sigma, v_ref)
+            squares, weight = self._squares(advantage)
+        v = policy.answer(x, sigma, batch.cond, ACTOR, self.guidance)
+        endpoint = sigma if self.error == "endpoint" else None
+        terms = matching(v, u, squares, old=v_old, ref=v_ref, beta=self.beta, guidance=self.guidance, sigma=endpoint)
         mask = batch.signal["valid"].float()
         loss = (terms * mask).sum() / mask.sum().clamp(min=1)
         return LossOutput(loss, {"policy/weight_std": weight.std(correction=0).detach(), "policy/clipped": clipped.float().mean()})
@@ -129,30 +128,20 @@ class WeightedMatching:
         group = batch.group if self.center == "group" else torch.zeros_like(batch.group)
         return advantage - _group_mean(advantage, group, batch.signal["valid"].float())
 
-    def _matching(self, advantage: Tensor, v: Tensor, u: Tensor, fixed: dict[str, Tensor], sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """The matching term per sample ``[B]``, and the weight it gave each sample."""
+    def _squares(self, advantage: Tensor) -> tuple[list[Square], Tensor]:
+        """The table's squares, and the weight ``[B]`` that each sample was given."""
         if self.weighting == "implicit":
-            optimality = (1 + advantage / self.clip) / 2
-            plus = self._error((1 - self.strength) * fixed[OLD] + self.strength * v - u, sigma)
-            minus = self._error((1 + self.strength) * fixed[OLD] - self.strength * v - u, sigma)
-            return optimality * plus + (1 - optimality) * minus, optimality
+            optimality, s = (1 + advantage / self.clip) / 2, self.strength
+            return [Square(optimality, v=s, old=1 - s), Square(1 - optimality, v=-s, old=1 + s)], optimality
         if self.weighting == "signed":
-            return advantage * (self._error(v - u, sigma) - self._error(v - fixed[REF], sigma)), advantage
+            return [Square(advantage), Square(-advantage, u=0, ref=-1)], advantage
         if self.weighting in ("exp", "outcome"):
             weight = (self.tau * advantage).exp()
         elif self.weighting == "relu":
             weight = advantage.clamp(min=0)
         else:
             weight = (1 + advantage / self.clip).clamp(min=0)
-        return weight * self._error(v - u, sigma), weight
-
-    def _error(self, difference: Tensor, sigma: Tensor) -> Tensor:
-        """Mean square over latent dimensions, ``[B]``."""
-        if self.error == "velocity":
-            return difference.square().flatten(1).mean(1)
-        difference = expand(sigma, difference) * difference
-        scale = difference.detach().abs().flatten(1).mean(1).clamp(min=1e-5)
-        return difference.square().flatten(1).mean(1) / scale
+        return [Square(weight)], weight
 
 
 def _group_mean(values: Tensor, group: Tensor, mask: Tensor) -> Tensor:

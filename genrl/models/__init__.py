@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +16,37 @@ if TYPE_CHECKING:
 T5_OPTIONS = ("t5", "max_sequence_length")
 SHAPED_BY = ("in_channels", "sample_size", "joint_attention_dim", "cross_attention_dim", "pooled_projection_dim")
 """Keys of a network's config that say what it is called with."""
+
+
+@dataclass(frozen=True)
+class Weightless:
+    """How models are built that are only to be counted or timed.
+
+    Args:
+        device: where; on ``meta`` tensors have a shape and no data.
+        cut: leave a few blocks of a large network, and no text encoders.
+    """
+
+    device: Any = "meta"
+    cut: bool = False
+
+
+_weightless: ContextVar[Weightless | None] = ContextVar("weightless", default=None)
+
+
+def weightless() -> Weightless | None:
+    """How models are built without their weights; None where they are loaded."""
+    return _weightless.get()
+
+
+@contextmanager
+def skeletons(device: Any = "meta", cut: bool = False) -> Iterator[None]:
+    """Within the block, generators and backbones are built from their configs on ``device`` and no weights are read; see ``Weightless``."""
+    token = _weightless.set(Weightless(device, cut))
+    try:
+        yield
+    finally:
+        _weightless.reset(token)
 
 
 def load_generator(source: str, **options: Any) -> DiffusersModel:

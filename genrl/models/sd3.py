@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
@@ -10,10 +12,18 @@ from torch import Tensor, nn
 
 from genrl import path
 from genrl.chain import trailing_grid
+from genrl.models._cheap import Shortcuts, caching
 from genrl.models._diffusers import DiffusersModel, ModelError, input_of, lora_config
+from genrl.models._fp8 import fp8 as in_fp8
+from genrl.models._fused import fuse
 from genrl.types import Conditioning
 
 __all__ = ["SD3", "ModelError", "lora_config"]
+
+USUAL_LENGTH = 256
+"""diffusers' tokens of T5."""
+MOST_TOKENS = 512
+"""Tokens of T5 beyond which diffusers refuses to go."""
 
 
 class SD3(DiffusersModel):
@@ -22,10 +32,11 @@ class SD3(DiffusersModel):
     Args:
         source, options: those of ``DiffusersModel``.
         t5: load the T5 encoder if the model has one. Without it SD3 sees zeros in its place.
-        max_sequence_length: tokens of T5, or of those zeros (diffusers' default is 256).
+        max_sequence_length: tokens of T5, or of those zeros (diffusers' default is 256). With 0, the first call of ``encode`` decides:
+            as many as its longest prompt has, in steps of 8, for that and every later call.
 
     Raises:
-        ModelError: nothing there, not an SD3 pipeline, or a size the model cannot draw.
+        ModelError, ValueError: those of ``DiffusersModel``; or a length of 0 without T5.
     """
 
     pipeline_class = StableDiffusion3Pipeline
@@ -34,11 +45,24 @@ class SD3(DiffusersModel):
 
     def __init__(self, source: str, *, t5: bool = True, max_sequence_length: int = 256, **options: Any):
         self.max_sequence_length = max_sequence_length
+        self._shortcuts: Shortcuts | None = None
         super().__init__(source, **options, **({} if t5 else {"text_encoder_3": None, "tokenizer_3": None}))
+        if not max_sequence_length and not self._skeleton and self.pipeline.tokenizer_3 is None:
+            raise ModelError("max_sequence_length 0 cuts T5's tokens to the prompts, and there is no T5: name the number of its zeros")
 
     @property
     def pooled_width(self) -> int:
         return self.network.config.pooled_projection_dim
+
+    @property
+    def embed_shape(self) -> tuple[int, int]:
+        # a length that prompts will decide is at most the usual one, if they are like others
+        length = self.max_sequence_length or USUAL_LENGTH
+        return self.pipeline.tokenizer_max_length + length, self.network.config.joint_attention_dim
+
+    @property
+    def tokens(self) -> int:
+        return self.latent_shape[1] * self.latent_shape[2] // self.network.config.patch_size**2 + self.embed_shape[0]
 
     @property
     def feature_width(self) -> int:
@@ -48,6 +72,31 @@ class SD3(DiffusersModel):
     def feature_side(self) -> int:
         return min(self.latent_shape[1:]) // self.network.config.patch_size
 
+    @property
+    def chosen(self) -> dict[str, Any]:
+        return {**super().chosen, "max_sequence_length": self.max_sequence_length}
+
+    def _fuse(self) -> None:
+        fuse(self.network)
+
+    def encode(self, prompts: Sequence[str], chunk: int = 64) -> Conditioning:
+        if not self.max_sequence_length and not self._skeleton:
+            self.max_sequence_length = self._length_of(prompts)
+        return super().encode(prompts, chunk)
+
+    def _length_of(self, prompts: Sequence[str]) -> int:
+        """T5's tokens of the longest prompt, its end included, in steps of 8."""
+        longest = max(len(tokens) for tokens in self.pipeline.tokenizer_3([*prompts]).input_ids)
+        return min(-(-longest // 8) * 8, MOST_TOKENS)
+
+    def _empty(self) -> Conditioning:
+        if not self.max_sequence_length and not self._skeleton:
+            raise ModelError("max_sequence_length 0 is decided by the prompts: encode them before guidance asks for the empty one")
+        return super()._empty()
+
+    def _encoding(self) -> dict[str, Any]:
+        return {**super()._encoding(), "max_sequence_length": self.max_sequence_length}
+
     def _encode(self, texts: list[str]) -> Conditioning:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             texts, None, None, device=self.device, do_classifier_free_guidance=False, max_sequence_length=self.max_sequence_length
@@ -55,8 +104,10 @@ class SD3(DiffusersModel):
         return Conditioning(embeds, pooled)
 
     def _answer(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning, **options: Any) -> Tensor:
+        if self._shortcuts:
+            self._shortcuts.enter(sigma, whole=not options)
         dtype = next(network.parameters()).dtype
-        with self.autocast(x):
+        with self.formats(x):
             return network(
                 hidden_states=x.to(dtype),
                 timestep=sigma * 1000,
@@ -68,7 +119,33 @@ class SD3(DiffusersModel):
 
     def velocity(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Unguided velocity ``[B, C, H, W]`` at ``x``, ``sigma [B]``: SD3's networks predict it at timestep 1000 sigma."""
-        return self._answer(network, x, sigma, cond)
+        return self._replayed(network, x, sigma, cond)
+
+    @contextmanager
+    def cheap(self, network: nn.Module, *, fp8: bool = False, cache: float = 0.0) -> Iterator[None]:
+        """Within the block, a network that one of the roles has lent answers approximately and faster, to look and not to learn.
+
+        A network that is shared by several roles plays, whichever is asked for, the one that was active on entry.
+
+        Args:
+            fp8: large layers in float8, see ``genrl.models._fp8``; without a device that can, they stay as they are, with a warning.
+            cache: threshold of the first-block cache, see ``genrl.models._cheap``; 0 is without.
+
+        Raises:
+            RuntimeError: in the block, for a forward pass with gradients enabled; for a block in a block.
+        """
+        if self._shortcuts:
+            raise RuntimeError("the model takes short cuts already")
+        own = self.precision.dtype("weights" if self.precision.compute == "fp32" else "compute")
+        with ExitStack() as stack:
+            if fp8:
+                stack.enter_context(in_fp8(network, network.transformer_blocks, own))
+            self._shortcuts = Shortcuts(stack.enter_context(caching(network, cache)) if cache else None)
+            self.is_cheap = True
+            try:
+                yield
+            finally:
+                self._shortcuts, self.is_cheap = None, False
 
     def features(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Image tokens after the middle joint block (index ``blocks // 2``) on the grid of patches: ``[B, feature_width, h, w]``."""

@@ -58,22 +58,36 @@ class SDXL(DiffusersModel):
         euler = isinstance(scheduler, EulerDiscreteScheduler)
         self._scheduler: Any = scheduler if euler else EulerDiscreteScheduler.from_config(scheduler.config)
         kept = self._scheduler.alphas_cumprod
-        self._table = flow_level(((1 - kept) / kept) ** 0.5).to(self.device)
+        table = flow_level(((1 - kept) / kept) ** 0.5)
+        self._levels: tuple[float, ...] = tuple(table.tolist())
+        self._table = table.to(self.device)
         self._time_ids = torch.tensor([[*self.size, 0, 0, *self.size]], dtype=torch.float32, device=self.device)
-        if self.pipeline.config.force_zeros_for_empty_prompt:
-            empty = self.unconditional
-            self.unconditional = Conditioning(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled))
+
+    def _empty(self) -> Conditioning:
+        empty = super()._empty()
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
+            return empty
+        return Conditioning(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled))
 
     @property
     def sigma_max(self) -> float:
         """The highest level the model knows, that of its last timestep."""
-        return self._table[-1].item()
+        return self._levels[-1]
 
     @property
     def pooled_width(self) -> int:
         # the rest of that vector is the embedding of the six time ids
         config = self.network.config
         return config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+
+    @property
+    def tokens(self) -> int:
+        # the first attention stands where latents have been halved once
+        return self.latent_shape[1] * self.latent_shape[2] // 4
+
+    @property
+    def embed_shape(self) -> tuple[int, int]:
+        return self.pipeline.tokenizer.model_max_length, self.network.config.cross_attention_dim
 
     @property
     def feature_width(self) -> int:
@@ -99,7 +113,7 @@ class SDXL(DiffusersModel):
     def _answer(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """What the network says of ``x_t [B, C, H, W]``: eps or v of the variance-preserving process."""
         dtype = next(network.parameters()).dtype
-        with self.autocast(x):
+        with self.formats(x):
             return network(
                 x.to(dtype),
                 self.timestep(sigma),
@@ -115,7 +129,7 @@ class SDXL(DiffusersModel):
         ``alpha eps - s x0``: ``eps = s x_t + alpha out`` and ``x0 = alpha x_t - s out``.
         """
         x_t = to_vp(x, sigma)
-        out = self._answer(network, x_t, sigma, cond).float()
+        out = self._replayed(network, x_t, sigma, cond).float()
         level = expand(sigma.clamp(max=self._table[-1]), x)
         n = torch.hypot(1 - level, level)
         if self.prediction == "epsilon":
@@ -130,7 +144,7 @@ class SDXL(DiffusersModel):
 
     @property
     def levels(self) -> tuple[float, ...]:
-        return tuple(self._table.tolist())
+        return self._levels
 
     def sigmas(self, steps: int) -> tuple[float, ...]:
         """The levels of the pipeline's ``EulerDiscreteScheduler`` (or of one built from the scheduler it has), the last one 0.
@@ -143,8 +157,8 @@ class SDXL(DiffusersModel):
 
     def student_sigmas(self, steps: int) -> tuple[float, ...]:
         """DMD2's levels: timesteps evenly down from the last, for four steps 999, 749, 499, 249; then 0."""
-        total = len(self._table)
-        return (*(self._table[round(total * (1 - k / steps)) - 1].item() for k in range(steps)), 0.0)
+        total = len(self._levels)
+        return (*(self._levels[round(total * (1 - k / steps)) - 1] for k in range(steps)), 0.0)
 
     def student_scheduler(self, steps: int) -> LCMScheduler:
         """LCM's grid is every so many of ``original_inference_steps`` timesteps: as many as are wanted, and it is DMD2's."""

@@ -152,8 +152,8 @@ def test_between_the_fake_learns_each_step_where_it_is_asked_about_it(levels):
     batch = batch_of(4000, torch.zeros(4000, 4, 1, 2, 2))
     seen = {}
     policy = gaussian_policy(ROLES)
-    velocity = policy.velocity
-    policy.velocity = lambda x, sigma, cond, role: seen.setdefault("sigma", sigma) is not None and velocity(x, sigma, cond, role)
+    answer = policy.answer
+    policy.answer = lambda x, sigma, *rest: seen.setdefault("sigma", sigma) is not None and answer(x, sigma, *rest)
     loss(policy, batch)
     step, sigma = whole.pick(batch), seen["sigma"]
     assert (sigma >= whole.after(step) - 1e-5).all() and (sigma <= whole.level(step) + 1e-5).all()

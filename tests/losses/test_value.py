@@ -20,7 +20,7 @@ def world(critic):
 
 def test_the_exact_value_explains_what_can_be_explained():
     """Reward x0 ~ N(0, s^2): at level sigma the posterior mean explains (1-sigma)^2 s^2 / ((1-sigma)^2 s^2 + sigma^2) of its variance."""
-    x0 = 0.6 * torch.randn(8_000, 1, 1, 1)
+    x0 = 0.6 * torch.randn(40_000, 1, 1, 1)
     metrics = ValueRegression().diagnose(world(GaussianValue(0.0, 0.6)), batch(x0.flatten(), x0))
     for low, high in ((0.0, 0.2), (0.4, 0.6), (0.8, 1.0)):
         sigma = torch.linspace(low, high, 201)

@@ -7,6 +7,7 @@ import torch
 from linear_world import GaussianValue, LinearModel, conditioning
 
 from genrl.chain import OdeChain
+from genrl.kernels import using
 from genrl.losses.noise import SigmaDensity, renoise
 from genrl.losses.weighted_matching import WeightedMatching, _group_mean
 from genrl.policy import ACTOR, OLD, REF, Copies, FlowPolicy
@@ -36,14 +37,15 @@ def move(network, amount=0.3):
         network.offset += amount
 
 
+@pytest.mark.parametrize("form", ["reference", "triton"])
 @pytest.mark.parametrize("weighting", ["exp", "relu", "affine", "signed", "implicit", "outcome"])
-def test_values_written_out(weighting):
+def test_values_written_out(weighting, form):
     who, data = policy(), batch(32)
     with who.storage.use(ACTOR) as network:
         move(network)
     loss = WeightedMatching(weighting, tau=0.7, clip=0.5, strength=0.8, beta=0.25)
-    x, sigma, eps = renoise(data, loss.density)
-    u = eps - data.x0
+    x, sigma, u = renoise(data, loss.density)
+    assert torch.allclose(x, data.x0 + sigma.view(-1, 1, 1, 1) * u, atol=1e-6)
     v, v_ref, v_old = (who.velocity(x, sigma, data.cond, role) for role in (ACTOR, REF, OLD))
     reward = data.signal["reward"]
     a = (reward - who.networks["critic"](x, sigma, data.cond.pooled)).clamp(-0.5, 0.5)
@@ -57,7 +59,8 @@ def test_values_written_out(weighting):
         "implicit": p * square(0.2 * v_old + 0.8 * v - u) + (1 - p) * square(1.8 * v_old - 0.8 * v - u),
         "outcome": (0.7 * reward).exp() * square(v - u),
     }[weighting]
-    assert torch.allclose(loss(who, data).loss, (expected + 0.25 * square(v - v_ref)).mean(), rtol=1e-5)
+    with using(form):
+        assert torch.allclose(loss(who, data).loss, (expected + 0.25 * square(v - v_ref)).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("weighting", ["exp", "relu", "affine", "signed", "implicit", "outcome"])

@@ -1,0 +1,307 @@
+"""A round played on tensors without data: what lives at once, what is kept for the way back, how many operations are done."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genrl.algorithm import REAL, Algorithm, Update
+from genrl.chain import Chain
+from genrl.kernels import using
+from genrl.planner.ledger import ROUNDED, Kept, Ledger, checkpoint, pretended
+from genrl.policy import Adapters, FlowPolicy
+from genrl.rollout import RECORDS, decode, rollout
+from genrl.types import Batch, Conditioning, Prompt
+
+STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256}
+"""Of an optimiser's two moments, per weight; in 8 bits with a float32 scale for each block of 256."""
+SMALL = 4096
+"""Weights of a tensor below which its states stay in 32 bits."""
+DECODED = 32
+"""Latents that are decoded at a time."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes that stay from round to round, or through one: on the ``device``, or on the ``cpu``."""
+
+    name: str
+    bytes: int
+    place: str = "device"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work and how often a round does it.
+
+    Args:
+        rows: samples in one piece; pieces: how many a round has, of one process, a smaller last one as its share.
+        peak: bytes that live at once, all parts included; kept: those that autograd keeps from the forward pass to the backward pass.
+        plain, learning: floating-point operations of a piece outside and inside of differentiated code.
+        steps: optimiser steps a round; weights: what they update.
+        every: the stage has its turn every so many rounds.
+        update: index of the update that it is, if it is one.
+    """
+
+    name: str
+    rows: int
+    pieces: float
+    peak: int
+    kept: int = 0
+    plain: int = 0
+    learning: int = 0
+    steps: int = 0
+    weights: int = 0
+    every: int = 1
+    update: int | None = None
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a rehearsal found: the parts that stay, the stages of a round in order, and the network's weights."""
+
+    parts: tuple[Part, ...]
+    stages: tuple[Stage, ...]
+    weights: int
+
+
+def rehearse(
+    algorithm: Algorithm, policy: FlowPolicy, encoders: Sequence[nn.Module], *, chunk: int, rounds: int, device: str, world: int = 1
+) -> Rehearsed:
+    """Play a round of one process on meta tensors.
+
+    Args:
+        policy: built within ``genrl.models.skeletons()``; ``encoders``: its text encoders, which are gone before a round.
+        chunk: samples per forward pass of sampling; rounds: of the run, whose last one is played; world: processes.
+        device: ``cuda`` or ``cpu``, what the tensors are taken to be on.
+    """
+    rows = algorithm.prompts * algorithm.group_size // world
+    play = _Rehearsal(algorithm, policy, min(chunk, rows), rows, device)
+    with play.running():
+        parts = play.parts(encoders)
+        stages = [play.encoding(parts), *play.sampling()]
+        last = rounds - 1
+        for index, update in enumerate(algorithm.updates):
+            if hasattr(update.loss, "diagnose"):
+                stages.append(play.diagnosis(update))
+            if update.start.round <= last and not (update.until_round and last >= update.until_round):
+                stages.append(play.learning(index, update))
+    network = policy.model.network
+    return Rehearsed(tuple(parts), tuple(stages), sum(p.numel() for p in network.parameters()))
+
+
+class _Rehearsal:
+    def __init__(self, algorithm: Algorithm, policy: FlowPolicy, chunk: int, rows: int, device: str):
+        self.algorithm, self.policy = algorithm, policy
+        self.chunk, self.rows, self.device = chunk, rows, device
+        self.ledger = Ledger(ROUNDED if device == "cuda" else 1)
+        self.static: list[Tensor] = []
+        self.states = 0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        network: Any = self.policy.model.network
+        for role in self.policy.storage.roles:
+            with self.policy.storage.use(role) as network:
+                if getattr(network, "is_gradient_checkpointing", False):
+                    network.enable_gradient_checkpointing(checkpoint(self.device))
+        # on CUDA the fused kernels decide what is kept; launched on meta they do nothing
+        with pretended(self.device), using("triton" if self.device == "cuda" else "reference"), self.ledger:
+            yield
+
+    # -- what stays
+
+    def parts(self, encoders: Sequence[nn.Module]) -> list[Part]:
+        policy, found = self.policy, []
+        away = getattr(policy.storage, "offloaded", ())
+        for role in policy.storage.roles:
+            own = [*policy.tensors(role).values()]
+            if role in away:
+                found.append(Part(role, sum(t.nbytes for t in own), "cpu"))
+            elif own:
+                found.append(Part(role, self._hold(own)))
+        for role in policy.storage.roles:
+            if role not in away:
+                with policy.storage.use(role) as network:
+                    rest = self._hold([*network.parameters(), *network.buffers()])
+                name = "shared base" if isinstance(policy.storage, Adapters) else f"{role}, buffers"
+                found += [Part(name, rest)] if rest else []
+        for name, network in policy.networks.items():
+            inner = getattr(network, "backbone", None)
+            tensors = [*network.parameters(), *network.buffers(), *(_tensors(inner) if isinstance(inner, nn.Module) else ())]
+            found.append(Part(name, self._hold(tensors)))
+        found.append(Part("autoencoder", self._hold(_tensors(policy.model.vae))))  # type: ignore[attr-defined]
+        for update in self.algorithm.updates:
+            size = sum(_state(tensor, update.optimizer) for tensor in policy.parameters(*update.learners))
+            self.states += size
+            found.append(Part(f"optimizer states of {update.name}", size))
+        self.batch = self._batch(self.rows)
+        signals = [signal for name, signal in self.batch.signal.items() if name not in REAL]
+        found.append(Part("a round's latents and embeddings", self._hold([self.batch.x0, self.batch.cond.embeds, *signals])))
+        real = [signal for name, signal in self.batch.signal.items() if name in REAL]
+        found += [Part("a round's real images", self._hold(real))] if real else []
+        kept = sum(tensor.nbytes for encoder in encoders for tensor in _tensors(encoder))
+        return [*found, Part("text encoders, before the first round", kept, "before")]
+
+    def _hold(self, tensors: Sequence[Tensor]) -> int:
+        """Tensors that stay; the bytes of those that were not counted yet."""
+        self.ledger.hold(tensors)
+        fresh = {tensor.untyped_storage(): None for tensor in tensors}.keys() - {tensor.untyped_storage() for tensor in self.static}
+        self.static += tensors
+        return sum(storage.nbytes() for storage in fresh)
+
+    def _batch(self, rows: int) -> Batch:
+        return batch_of(self.algorithm, self.policy, rows, torch.device("meta"))
+
+    # -- what is done
+
+    def encoding(self, parts: Sequence[Part]) -> Stage:
+        """Prompts are embedded when the network is there once, and the autoencoder."""
+        network = self.policy.model.network
+        alone = sum(tensor.nbytes for tensor in _tensors(network))
+        others = sum(part.bytes for part in parts if part.place == "before" or part.name == "autoencoder")
+        return Stage("embedding the prompts", 0, 0, alone + others)
+
+    def sampling(self) -> list[Stage]:
+        algorithm, found = self.algorithm, []
+        if algorithm.preview:
+            candidates = self.rows * algorithm.preview.settings.factor
+            found.append(self._drawing("previews", algorithm.preview.chain, candidates, ()))
+        record = [name for name in RECORDS if name in algorithm.requires]
+        found.append(self._drawing("sampling", algorithm.chain, self.rows, record))
+        if algorithm.feedback is not None:
+            count = self.rows * (1 + (algorithm.preview.settings.factor if algorithm.preview else 0))
+            size = min(DECODED, self.chunk)
+            with self._stage() as ledger, torch.no_grad():
+                decode(self.policy, self.batch.x0[:size])
+            found.append(Stage("decoding", size, count / size, self._peak(), plain=ledger.plain))
+        return found
+
+    def _drawing(self, name: str, chain: Chain, rows: int, record: Sequence[str]) -> Stage:
+        with self._stage() as ledger, self._answers_once():
+            rollout(
+                self.policy,
+                chain,
+                [Prompt("")] * self.chunk,
+                Conditioning(self.batch.cond.embeds[: self.chunk], self.batch.cond.pooled[: self.chunk]),
+                role=self.algorithm.behaviour,
+                key=(0, 0, 0),
+                samples=range(self.chunk),
+                groups=[0] * self.chunk,
+                guidance=self.algorithm.guidance,
+                chunk=self.chunk,
+                record=record,
+            )
+        return Stage(name, self.chunk, rows / self.chunk, self._peak(), plain=ledger.plain)
+
+    def diagnosis(self, update: Update) -> Stage:
+        rows = len(range(0, self.rows, max(1, self.rows // self.chunk)))
+        loss: Any = update.loss
+        with self._stage() as ledger:
+            loss.diagnose(self.policy, replace(self._batch(rows), stream=(0, 0, 0)))
+        return Stage(f"{update.name}, looked at", rows, 1, self._peak(), plain=ledger.plain)
+
+    def learning(self, index: int, update: Update) -> Stage:
+        rows = min(update.minibatch, self.rows)
+        minibatches = math.ceil(self.rows / update.minibatch)
+        learners = self.policy.parameters(*update.learners)
+        kept = 0
+        with self._stage() as ledger, self.policy.only(*update.learners):
+            # the gradients of the first are there when the second is on its way
+            for number in range(2 if min(update.accumulate, minibatches) > 1 else 1):
+                before = (ledger.plain, ledger.learning)
+                kept = self._minibatch(update, rows)
+                done = (ledger.plain - before[0], ledger.learning - before[1])
+                del number
+            for parameter in learners:
+                parameter.grad = None
+        return Stage(
+            update.name,
+            rows,
+            update.passes * self.rows / rows,
+            self._peak(),
+            kept,
+            *done,
+            steps=update.passes * math.ceil(minibatches / update.accumulate),
+            weights=sum(parameter.numel() for parameter in learners),
+            every=update.every_rounds,
+            update=index,
+        )
+
+    def _minibatch(self, update: Update, rows: int) -> int:
+        kept = Kept(self.static)
+        part = replace(self.batch, stream=(0, 0, 0)).index(torch.arange(rows))
+        with kept.hooks():
+            loss = update.loss(self.policy, part).loss
+        torch.autograd.backward(loss)
+        return kept.bytes
+
+    @contextmanager
+    def _stage(self) -> Iterator[Ledger]:
+        gc.collect()
+        with self.ledger.measured():
+            yield self.ledger
+
+    def _peak(self) -> int:
+        return self.ledger.peak + self.states
+
+    @contextmanager
+    def _answers_once(self) -> Iterator[None]:
+        """Steps that differ in nothing but the numbers are played once."""
+        policy, ledger, plain = self.policy, self.ledger, self.policy.answer
+        known: dict[tuple, tuple[int, int, tuple[int, ...], torch.dtype]] = {}
+
+        def answer(x: Tensor, sigma: Any, cond: Conditioning, role: str, guidance: float) -> Tensor:
+            key = (role, guidance != 1.0, x.shape, x.dtype)
+            if key not in known:
+                peak, done, live = ledger.peak, ledger.plain, ledger.live
+                ledger.peak = live
+                v = plain(x, sigma, cond, role, guidance)
+                known[key] = (ledger.peak - live, ledger.plain - done, tuple(v.shape), v.dtype)
+                ledger.peak = max(peak, ledger.peak)
+                return v
+            extra, operations, shape, dtype = known[key]
+            ledger.skip(extra, operations)
+            return torch.empty(shape, dtype=dtype, device=x.device)
+
+        policy.answer = answer  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del policy.answer
+
+
+def batch_of(algorithm: Algorithm, policy: FlowPolicy, rows: int, device: torch.device) -> Batch:
+    """What the losses read, made of noise: whole groups, on a device."""
+    model: Any = policy.model
+    shape, steps, storage = policy.model.latent_shape, len(algorithm.chain.sigmas) - 1, policy.precision.dtype("storage")
+    made = {
+        "states": lambda: torch.randn(rows, steps, *shape, device=device).to(storage),
+        "predictions": lambda: torch.randn(rows, steps, *shape, device=device),
+        "log_probs": lambda: torch.randn(rows, steps, device=device),
+        "real_latents": lambda: torch.randn(rows, *shape, device=device),
+        "real_images": lambda: torch.rand(rows, 3, *model.size, device=device),
+        "valid": lambda: torch.ones(rows, dtype=torch.bool, device=device),
+    }
+    names = {*algorithm.requires, *(algorithm.feedback.signals if algorithm.feedback else ())}
+    signal = {name: made[name]() if name in made else torch.randn(rows, device=device) for name in sorted(names)}
+    cond = model.encode([""] * rows).to(device)
+    group = torch.arange(rows) // algorithm.group_size
+    x0 = torch.randn(rows, *shape, device=device)
+    return Batch(group, torch.arange(rows), x0, cond, signal, (0, 0, 0), (Prompt(""),) * rows)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _state(tensor: Tensor, optimizer: str) -> int:
+    eight = optimizer == "adamw8bit" and tensor.numel() >= SMALL
+    return round(tensor.numel() * STATE_BYTES["adamw8bit" if eight else "adamw"])
