@@ -18,9 +18,11 @@ attention, over the data sheet's dense bfloat16 rate.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from torch import Tensor
 
 from genrl import seeds
 from genrl.chain import OdeChain, SdeChain
+from genrl.config import Speed
 from genrl.path import start
 from genrl.policy import ACTOR, Copies, FlowPolicy
 from genrl.precision import Precision
@@ -44,7 +47,7 @@ MUST_HOLD = {"cpu": {"floor": 1.05, "pipeline": 1.3}, "cuda": {"pipeline": 1.6, 
 PROMPT = "a red circle left of a blue square"
 
 
-FAST = {"cpu": {"compiled": True}, "cuda": {"fused": True, "compiled": True, "attention": "auto"}}
+FAST = {"cpu": Speed(compile=True), "cuda": Speed(kernels=True, cuda_graphs=True, attention="auto")}
 """What ours runs with: the settings of ``speed`` in a config."""
 
 
@@ -56,7 +59,7 @@ class Case:
         formats = Precision("bf16", "bf16") if device.type == "cuda" else Precision()
         options = {"precision": formats, "height": side, "width": side}
         self.plain_model = load(name, device, **options)
-        self.model = load(name, device, **options, **FAST[device.type])
+        self.model = load(name, device, **options, speed=FAST[device.type])
         self.model.network.load_state_dict(self.plain_model.network.state_dict())
         self.policy = FlowPolicy(self.model, Copies(self.model.network, (ACTOR,)))
         self.texts = [PROMPT] * batch
@@ -121,7 +124,7 @@ class Case:
             embeds = torch.cat([blank.embeds.to(self.dtype), embeds])
             pooled = torch.cat([blank.pooled.to(self.dtype), pooled])
         states, log_probs, grid = [x], [], self.sde.sigmas
-        for sigma, after in zip(grid, grid[1:], strict=False):
+        for sigma, after in itertools.pairwise(grid):
             both = torch.cat([x] * 2) if guided else x
             level = torch.full((len(both),), 1000 * sigma, device=x.device)
             v = network(hidden_states=both, timestep=level, encoder_hidden_states=embeds, pooled_projections=pooled, return_dict=False)[0]
@@ -152,6 +155,15 @@ class Case:
             found |= {"ours (pictures)": self.ours_pictures, "pipeline (pictures)": lambda: self.pipeline(pictures=True)}
         return found
 
+    def previews(self, runs: int) -> dict[str, float]:
+        """Median seconds of previews in float8, of as many steps and of half as many; nothing else fits between them, for the network is
+        another one while they run."""
+        half = OdeChain(self.model.sigmas(max(1, self.steps // 2)))
+        draw = lambda chain: denoise(self.policy, chain, self.noise, self.cond, role=ACTOR, guidance=self.guidance)  # noqa: E731
+        with self.model.cheap(self.model.network, fp8=True):  # pyright: ignore[reportAttributeAccessIssue]
+            found = alternate({"fp8": lambda: draw(self.ode), "fp8, half the steps": lambda: draw(half)}, self.device, runs)
+        return medians(found)
+
     def agreement(self) -> float:
         """Largest difference of ours from the pipeline's latents, relative to their spread."""
         theirs = self.pipeline().float()
@@ -175,6 +187,8 @@ def measure(name: str, device: torch.device, side: int, batch: int, guidance: fl
         "faster_than_plain": ratio(found, "plain (sde)", "ours (sde)"),
         "differs_from_pipeline": case.agreement(),
     }
+    if device.type == "cuda":
+        row["previews_faster"] = {what: medians(found)["ours"] / taken for what, taken in case.previews(runs).items()}
     if "pipeline (pictures)" in found:
         row["faster_than_pipeline_pictures"] = ratio(found, "pipeline (pictures)", "ours (pictures)")
     operations = flops(lambda: case.floor(case.plain_model))
@@ -183,7 +197,7 @@ def measure(name: str, device: torch.device, side: int, batch: int, guidance: fl
     row["tflop_per_s"] = rate / 1e12
     row["mfu"] = rate / top if (top := peak(device)) else None
     row["of_measured_matmul"] = rate / matmul_rate(device, case.dtype, 8192 if device.type == "cuda" else 1024)
-    return row | {"runs_s": found, "settings": FAST[device.type], "versions": versions(device)}
+    return row | {"runs_s": found, "settings": asdict(FAST[device.type]), "versions": versions(device)}
 
 
 COLUMNS = (
@@ -196,6 +210,8 @@ COLUMNS = (
     "with text and decoding",
     "plain SDE loop",
     "MFU",
+    "FP8 on top",
+    "and half the steps",
 )
 
 
@@ -207,18 +223,14 @@ def table(content: dict[str, Any]) -> str:
         if not rows:
             lines += [f"{'GPU' if kind == 'cuda' else 'CPU'}: not measured.", ""]
             continue
-        lines += [
-            f"{rows[0]['versions']['device']}, {rows[0]['steps']} steps:",
-            "",
-            "| " + " | ".join(COLUMNS) + " |",
-            "|---" * len(COLUMNS) + "|",
-        ]
+        lines += [f"{rows[0]['versions']['device']}, {rows[0]['steps']} steps:", ""]
+        lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
         for row in rows:
-            pictures, mfu = row.get("faster_than_pipeline_pictures"), row["mfu"]
-            cells = [row["model"], row["pixels"], row["batch"], f"{row['guidance']:g}", f"{row['over_floor']:.2f}"]
+            pictures, mfu, previews = row.get("faster_than_pipeline_pictures"), row["mfu"], row.get("previews_faster", {})
+            cells = [row["model"], row["pixels"], row["batch"], f"{row['guidance']:g}", f"{row['over_floor']:.3f}"]
             cells += [f"{row['faster_than_pipeline']:.2f} x", f"{pictures:.2f} x" if pictures else "–", f"{row['faster_than_plain']:.2f} x"]
-            cells += [f"{mfu:.0%}" if mfu else "–"]
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
+            cells += [f"{mfu:.1%}" if mfu else "–", *(f"{value:.2f} x" for value in previews.values() or ())]
+            lines.append("| " + " | ".join(map(str, cells + ["–"] * (len(COLUMNS) - len(cells)))) + " |")
         lines.append("")
     return "\n".join(lines).strip()
 

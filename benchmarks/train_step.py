@@ -5,7 +5,8 @@
 
 The plain form has the same losses, optimisers and samples with nothing on: the network as diffusers has it, eager, every kernel in plain
 torch. Both learn in one process, alternating, and start from the same weights. MFU counts the operations of the plain form's forward and
-backward passes, over the data sheet's dense bfloat16 rate. Flash-DMD's pixel GAN is left out on a GPU: its backbone's weights are not at hand.
+backward passes, over the data sheet's dense bfloat16 rate. Flash-DMD's pixel GAN is left out on a GPU: the weights of its backbone are not
+at hand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from _results import RESULTS, ROOT, keep, write_readme
 from _timing import alternate, flops, medians, peak, ratio, synchronize, versions
 
 from genrl import config, seeds
+from genrl.config import Speed
 from genrl.kernels import using
 from genrl.learner import Learner
 from genrl.trainers import ac_flow, flash_dmd
@@ -31,7 +33,7 @@ from genrl.types import Batch, Prompt
 
 NAME = "train_step"
 MUST_HOLD = {"cpu": {"ac_flow": 1.2}, "cuda": {"lora_mfu": 0.45}}
-FAST: dict[str, dict[str, Any]] = {"cpu": {"compiled": True}, "cuda": {"fused": True, "compiled": True, "attention": "auto"}}
+FAST = {"cpu": Speed(compile=True), "cuda": Speed(kernels=True, attention="auto")}
 TRAINERS = {"ac_flow": ac_flow, "flash_dmd": flash_dmd}
 
 
@@ -56,8 +58,8 @@ class Side:
     def __init__(self, method: str, name: str, tune: str, batch: int, device: torch.device, side: int, fast: bool):
         self.device, self.fast, self.round = device, fast, 0
         settings = settings_of(method, name, tune, batch)
-        options = FAST[device.type] if fast else {}
-        model = load(name, device, precision=settings.model.precision, height=side, width=side, **options)
+        speed = FAST[device.type] if fast else Speed()
+        model = load(name, device, precision=settings.model.precision, height=side, width=side, speed=speed)
         torch.manual_seed(0)
         algorithm, self.policy = TRAINERS[method].build(settings, model)
         self.learner = Learner(self.policy, [replace(u, start=replace(u.start, round=0)) for u in algorithm.updates], 0)
@@ -124,7 +126,7 @@ def measure(method: str, name: str, tune: str, device: torch.device, side: int, 
         "mfu": rate / top if top else None,
         "peak_gib": {"plain": plain.peak_gib(), "ours": ours.peak_gib()},
         "runs_s": found,
-        "settings": FAST[device.type],
+        "settings": asdict(FAST[device.type]),
         "versions": versions(device),
         "kind": device.type,
     }

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,15 +26,13 @@ from genrl.evaluation.report import write_report
 from genrl.evaluation.summary import summarise
 from genrl.evaluation.watch import Watch
 from genrl.learner import TrainingError
-from genrl.mix import Mix
 from genrl.models import load_generator
 from genrl.models._diffusers import DiffusersModel, ModelError, lora_config
 from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
-from genrl.pool import Remembered, RewardPool
-from genrl.reward import RewardError, about, load_reward
-from genrl.reward import source_of as source_of_reward
+from genrl.reward import RewardError, about
 from genrl.threads import fit_threads
 from genrl.trainer import Task, fit
+from genrl.trainers._rewards import Scorers, load_rewards
 from genrl.types import Prompt
 from genrl.worlds.shapes import PIPELINES
 from genrl.worlds.shapes.scenes import random_scene, render
@@ -51,9 +47,14 @@ Finish = Callable[[FlowPolicy, Path, Any], None]
 
 
 def launch(schema: type, build: Build, arguments: Sequence[str] | None = None, finish: Finish | None = None) -> None:
-    """Run a trainer from the command line; every foreseen failure is one message and exit code 1."""
+    """Run a trainer from the command line, or with ``--dry-run`` print what a run would take; a foreseen failure is one message and exit
+    code 1."""
+    from genrl.trainers._plan import DRY_RUN, dry_run
+
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        run(config.load(schema, arguments), build, finish)
+        settings = config.load(schema, [argument for argument in given if argument not in DRY_RUN])
+        (dry_run if set(DRY_RUN).intersection(given) else run)(settings, build, finish)
     except EXPECTED as error:
         print(f"\nerror: {error}", file=sys.stderr)
         raise SystemExit(1) from (None if not isinstance(error, RewardError) else error.__cause__)
@@ -151,74 +152,6 @@ def report_on(folder: Path, algorithm: Algorithm, scorers: Scorers) -> None:
     ends = "{judge_before:.3f} -> {judge_after:.3f} ({judge_gain:+.3f}".format(**summary)
     low, high = summary["judge_gain_ci95"]
     print(f"\n{judge} on held-out prompts: {ends}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
-
-
-@dataclass(frozen=True)
-class Scorers:
-    """The pools of a run: ``judges`` holds all rewards, trained ones too. ``names`` are (judge, trained reward) of reports; where nothing
-    is rewarded, as in plain distillation, the second is the second judge, if there is one. ``witnesses`` tell the hacking alarm."""
-
-    rewards: RewardPool
-    mix: Mix | None
-    judges: RewardPool
-    trained: tuple[str, ...]
-    witnesses: tuple[str, ...]
-    names: tuple[str, str]
-
-    def close(self) -> None:
-        self.judges.close()
-        self.rewards.close()
-
-
-def load_rewards(settings: config.Rewards | config.Judges) -> Scorers:
-    """The rewards that the settings name, loaded.
-
-    Raises:
-        ConfigError, RewardError: names, options or the mix make no sense; nothing else has been loaded by then.
-    """
-    train = settings.train if isinstance(settings, config.Rewards) else []
-    if not train and isinstance(settings, config.Rewards):
-        raise config.ConfigError("rewards.train is empty; name at least one reward to learn from")
-    if not train and not settings.judges:
-        raise config.ConfigError("rewards.judges is empty; name at least one reward to judge by")
-    terms = {term.label or term.name: term for term in [*train, *settings.judges]}
-    if len(terms) < len(train) + len(settings.judges):
-        raise config.ConfigError("two rewards have the same name; give one of them a label of its own")
-    learned = {term.label or term.name: term for term in train}
-    mix = Mix(learned, settings.mix) if isinstance(settings, config.Rewards) else None
-    loaded = {label: load_term(term) for label, term in terms.items()}
-    pool = RewardPool({label: loaded[label] for label in learned}, settings.batch, settings.min_valid)
-    remembered = {label: remember(loaded[label], term, settings.cache) for label, term in terms.items()}
-    everyone = RewardPool(remembered, settings.batch, settings.min_valid)
-    judging = [label for label in terms if label not in learned]
-    trained = list(learned)
-    names = ((judging or trained)[0], (trained or judging[1:] or judging)[0])
-    witnesses = tuple(label for label in judging if terms[label].witness)
-    return Scorers(pool, mix, everyone, tuple(trained), witnesses, names)
-
-
-def load_term(term: config.Term) -> Any:
-    """A reward where its term wants it: in this process, in one of its own, or in an environment of its own."""
-    if term.requirements and term.where != "environment":
-        raise config.ConfigError(f"reward {term.name!r} has requirements, which only where: environment installs; it is {term.where!r}")
-    if term.where == "here":
-        return load_reward(term.name, **term.options)
-    # servers and their libraries are loaded for those who use them
-    from genrl.remote.environment import environment
-    from genrl.remote.worker import Worker
-
-    named = re.sub(r"[^A-Za-z0-9]+", "_", term.label or term.name).strip("_")
-    python = environment(named, term.requirements) if term.where == "environment" else sys.executable
-    return Worker(term.name, term.options, python=str(python))
-
-
-def remember(reward: Any, term: config.Term, cache: str) -> Any:
-    """The reward with a memory, where there is a file for it; rewards that compare siblings have none."""
-    # what a server answers may change without a trace here
-    if not cache or about(reward).kind != "pointwise" or term.name == "http":
-        return reward
-    identity = json.dumps([term.name, term.options, term.requirements], sort_keys=True, default=str).encode() + source_of_reward(term.name)
-    return Remembered(reward, identity, Path(cache))
 
 
 def student_steps(chain: Chain) -> int:

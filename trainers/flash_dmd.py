@@ -35,9 +35,9 @@ from genrl.models.backbones import check_backbone, load_backbone
 from genrl.models.sdxl import SDXL
 from genrl.policy import ACTOR, AVERAGE, REF, FlowPolicy
 from genrl.pool import RewardPool
-from genrl.reward import load_reward
 from genrl.trainers import _student as student
-from genrl.trainers._launch import launch, load_term
+from genrl.trainers._launch import launch
+from genrl.trainers._rewards import load_term
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def ranker_of(rl: Rl, judges: config.Judges, model: DiffusersModel) -> Ranker:
     # where the policy computes in less than float32 it does so as its authors do
     dtype = "float16" if model.precision.compute != "fp32" else "float32"
     options = {"source": rl.latent_reward, "base": model.source, "dtype": dtype, "device": str(model.device)}
-    return LatentRewardRanker(load_reward("lrm", **options))
+    return LatentRewardRanker(load_term(config.Term("lrm", options=options), "latent"))
 
 
 if __name__ == "__main__":

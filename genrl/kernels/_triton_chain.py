@@ -98,8 +98,21 @@ def _gradient(
         tl.store(out + row * count + place, gradient, mask=mask)
 
 
+@triton.jit
+def _density(sums, out, parts, scale, offset, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, parts, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        total += tl.load(sums + row * parts + place, mask=place < parts, other=0.0)
+    tl.store(out + row, tl.sum(total, 0) * scale + offset)
+
+
 def _log_density(sums: Tensor, count: int, std: float) -> Tensor:
-    return sums.sum(1) * (-0.5 / (std**2 * count)) - math.log(std) + CONSTANT
+    """One launch for what takes torch three, each as long as a hundredth of a step."""
+    out = torch.empty(len(sums), device=sums.device)
+    _density[(len(sums),)](sums, out, sums.shape[1], -0.5 / (std**2 * count), CONSTANT - math.log(std), BLOCK=128, num_warps=1)
+    return out
 
 
 def step_triton(

@@ -31,7 +31,8 @@ def tile(width: int, most: int = 65536) -> dict[str, int]:
 
 def stretch(rows: int) -> int:
     """Rows that a program sums over: many, for partial sums are traffic too, yet few enough that the programs occupy a whole GPU."""
-    return min(128, max(16, triton.next_power_of_2(triton.cdiv(rows, PROGRAMS))))
+    # comparisons, for under torch.compile the number may be a symbol
+    return next((chunk for chunk in (16, 32, 64) if rows <= chunk * PROGRAMS), 128)
 
 
 def vector(x: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from genrl.kernels.noise import COS, MULTIPLIERS, ROUNDS, SIN, WEYL
 
-_S1, _S2, _S3 = (tl.constexpr(value) for value in SIN[1:])
-_C1, _C2, _C3, _C4 = (tl.constexpr(value) for value in COS[1:])
+_S1, _S2 = (tl.constexpr(value) for value in SIN[1:])
+_C1, _C2, _C3 = (tl.constexpr(value) for value in COS[1:])
 _M0, _M1 = (tl.constexpr(value) for value in MULTIPLIERS)
 _W0, _W1 = (tl.constexpr(value) for value in WEYL)
 _ROUNDS = tl.constexpr(ROUNDS)
@@ -47,8 +47,8 @@ def _pair(first, second):
     radius = tl.sqrt(-2.0 * _log(2.0 - _unit(first)))
     angle = (_unit(second) - 1.0) * _OCTANT
     square = angle * angle
-    sine = angle * (1.0 + square * (_S1 + square * (_S2 + square * _S3)))
-    cosine = 1.0 + square * (_C1 + square * (_C2 + square * (_C3 + square * _C4)))
+    sine = angle * (1.0 + square * (_S1 + square * _S2))
+    cosine = 1.0 + square * (_C1 + square * (_C2 + square * _C3))
     swapped = (second & 1) == 1
     one, two = tl.where(swapped, cosine, sine), tl.where(swapped, sine, cosine)
     return radius * tl.where((second & 2) == 2, -one, one), radius * tl.where((second & 4) == 4, -two, two)

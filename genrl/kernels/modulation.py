@@ -10,6 +10,7 @@ Function                        Formula
 ``gate_residual_norm_modulate`` ``x' = x + gate h`` and ``LN(x') (1 + scale) + shift``
 ``rms_norm``                    ``x / sqrt(mean x^2 + eps) weight``
 ``gelu_tanh_bias``              ``gelu_tanh(h + bias)``
+``linear_gelu``                 ``gelu_tanh(x W^T + b)``
 
 ``LN`` is layer norm over the last dimension without weight and bias. Scales, shifts and gates ``[B, D]`` may be chunks of one wider tensor
 and are not copied. Answers have the type of the first argument and are rounded once; a gradient has the type of what it belongs to.
@@ -22,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genrl.kernels.dispatch import fused
+from genrl.kernels.dispatch import fused, wide
 
 
 def layer_norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e-6) -> Tensor:
@@ -36,8 +37,8 @@ def layer_norm_modulate(x: Tensor, scale: Tensor, shift: Tensor, eps: float = 1e
         from genrl.kernels._triton_modulation import NormModulate
 
         return NormModulate.apply(x, scale, shift, eps)
-    normed = F.layer_norm(_wide(x), x.shape[-1:], eps=eps)
-    return torch.addcmul(_wide(shift)[:, None], normed, 1 + _wide(scale)[:, None]).to(x.dtype)
+    normed = F.layer_norm(wide(x), x.shape[-1:], eps=eps)
+    return torch.addcmul(wide(shift)[:, None], normed, 1 + wide(scale)[:, None]).to(x.dtype)
 
 
 def gate_residual(x: Tensor, h: Tensor, gate: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def gate_residual(x: Tensor, h: Tensor, gate: Tensor) -> Tensor:
         from genrl.kernels._triton_modulation import GateResidual
 
         return GateResidual.apply(x, h, gate)
-    return torch.addcmul(_wide(x), _wide(gate)[:, None], _wide(h)).to(x.dtype)
+    return torch.addcmul(wide(x), wide(gate)[:, None], wide(h)).to(x.dtype)
 
 
 def gate_residual_norm_modulate(
@@ -88,7 +89,7 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tens
         from genrl.kernels._triton_epilogue import RmsNorm
 
         return RmsNorm.apply(x, weight, eps)
-    return F.rms_norm(_wide(x), x.shape[-1:], None if weight is None else _wide(weight), eps).to(x.dtype)
+    return F.rms_norm(wide(x), x.shape[-1:], None if weight is None else wide(weight), eps).to(x.dtype)
 
 
 def gelu_tanh_bias(h: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -104,11 +105,19 @@ def gelu_tanh_bias(h: Tensor, bias: Tensor | None = None) -> Tensor:
         return GeluBias.apply(h, bias)
     if bias is None:
         return F.gelu(h, approximate="tanh")
-    return F.gelu(_wide(h) + _wide(bias), approximate="tanh").to(h.dtype)
+    return F.gelu(wide(h) + wide(bias), approximate="tanh").to(h.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``gelu_tanh(x W^T + b)``: ``x [..., K]``, ``weight [D, K]``, ``bias [D]`` to ``[..., D]``.
+
+    Where no gradient is asked for, a GPU's matrix product adds the bias and takes the GELU before it writes (cuBLASLt's epilogue); else
+    the product is kept for the backward pass, and ``gelu_tanh_bias`` follows.
+    """
+    if fused(x, weight) and x.is_cuda and bias is not None and not torch.is_grad_enabled() and x.dtype == weight.dtype == bias.dtype:
+        rows = x.reshape(-1, x.shape[-1])
+        return torch._addmm_activation(bias, rows, weight.t(), use_gelu=True).view(*x.shape[:-1], -1)
+    return gelu_tanh_bias(F.linear(x, weight), bias)
 
 
 def _check(x: Tensor, *vectors: Tensor, like: Tensor | None = None) -> None:

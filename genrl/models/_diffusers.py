@@ -154,9 +154,11 @@ class DiffusersModel(ABC):
             compile_blocks(self.network)
         if speed.cuda_graphs and device.type not in ("cuda", "meta"):
             raise ModelError(f"speed.cuda_graphs needs a CUDA device, and this model is on {device}")
-        graphs = speed.cuda_graphs and not on_meta
-        self._graphs = Graphs(lambda network, x, sigma, *cond: self._answer(network, x, sigma, Conditioning(*cond))) if graphs else None
+        self._graphs = self._new_graphs() if speed.cuda_graphs and not on_meta else None
         return attention
+
+    def _new_graphs(self) -> Graphs:
+        return Graphs(lambda network, x, sigma, *cond: self._answer(network, x, sigma, Conditioning(*cond)))
 
     def _fuse(self) -> None:
         log.warning("speed.kernels: there are no fused kernels for the blocks of %s, which run as they are", type(self).__name__)
@@ -219,7 +221,7 @@ class DiffusersModel(ABC):
 
     def _replayed(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """``_answer``, from a CUDA graph where there are such and nothing is learned from it."""
-        if self._graphs is None or self.is_cheap or torch.is_grad_enabled():
+        if self._graphs is None or torch.is_grad_enabled():
             return self._answer(network, x, sigma, cond)
         return self._graphs(network, x, sigma, cond.embeds, cond.pooled)
 

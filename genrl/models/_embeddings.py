@@ -43,7 +43,8 @@ class EmbeddingCache:
             return None
         try:
             found = load_file(path)
-            cond = Conditioning(found["embeds"], found["pooled"])
+            # where a file puts them they are not aligned as in memory, and a network's last bits depend on that
+            cond = Conditioning(found["embeds"].clone(), found["pooled"].clone())
         except (OSError, SafetensorError, KeyError) as error:
             log.warning("speed.embeddings: %s cannot be read (%s), so its prompts are encoded again", path, error)
             return None

@@ -20,20 +20,36 @@ ALIGNED = 16
 """Float8 products want widths that are multiples of this."""
 
 
+class Rows:
+    """Quantised rows of the last tensor: queries, keys and values are made of the same one, one after another."""
+
+    def __init__(self) -> None:
+        self.x: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling():
+            return quantise(x.reshape(-1, x.shape[-1]))
+        if self.x is not x:
+            self.x, self.quantised = x, quantise(x.reshape(-1, x.shape[-1]))
+        return self.quantised
+
+
 class Fp8Linear(nn.Module):
     """``x W^T + b`` in float8_e4m3fn: weights scaled per output row once, activations per row as they come, sums in float32 on the device.
 
     Args:
         weight: ``[N, K]``, both multiples of 16; bias: ``[N]``, added in the product's epilogue.
         dtype: of what it answers; the product itself answers in bfloat16.
+        rows: who quantises activations, shared by layers that may be asked about the same ones.
     """
 
     weight: Tensor
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, rows: Rows | None = None):
         super().__init__()
+        self.rows = rows or Rows()
         self.out_features, self.in_features = weight.shape
         quantised, scale = quantise(weight.detach())
         self.dtype = dtype
@@ -42,7 +58,7 @@ class Fp8Linear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().bfloat16())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = quantise(x.reshape(-1, self.in_features))
+        rows, scale = self.rows(x)
         product = torch._scaled_mm(
             rows, self.weight.t(), scale_a=scale, scale_b=self.scale, bias=self.bias, out_dtype=torch.bfloat16, use_fast_accum=True
         )
@@ -81,11 +97,11 @@ def fp8(network: nn.Module, blocks: nn.Module, dtype: torch.dtype) -> Iterator[N
     if not available(next(network.parameters()).device):
         yield
         return
-    places = list(_layers(blocks))
+    places, rows = list(_layers(blocks)), Rows()
     try:
         for parent, name, layer in places:
             weight, bias = merged(layer)
-            setattr(parent, name, Fp8Linear(weight, bias, dtype))
+            setattr(parent, name, Fp8Linear(weight, bias, dtype, rows))
         yield
     finally:
         for parent, name, layer in places:

@@ -17,7 +17,8 @@ from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from genrl.kernels import fused
-from genrl.kernels.modulation import gate_residual, gate_residual_norm_modulate, gelu_tanh_bias, layer_norm_modulate, rms_norm
+from genrl.kernels.modulation import gate_residual, gate_residual_norm_modulate, gelu_tanh_bias, layer_norm_modulate, linear_gelu, rms_norm
+from genrl.models._lora import linear
 
 
 def fuse(network: nn.Module) -> None:
@@ -37,7 +38,7 @@ def fuse(network: nn.Module) -> None:
 
 
 def unfuse(network: nn.Module) -> None:
-    """Undo ``fuse``; a network that is not fused stays as it is.
+    """Undo ``fuse``; a network that is not fused stays as it is, and so does a processor that has been set since.
 
     Raises:
         ValueError: another architecture.
@@ -46,7 +47,8 @@ def unfuse(network: nn.Module) -> None:
         if _is_fused(block):
             del block.forward
             for attention in _attentions(block):
-                attention.set_processor(attention.processor.replaced)
+                if isinstance(attention.processor, JointAttention):
+                    attention.set_processor(attention.processor.replaced)
 
 
 def _blocks(network: nn.Module) -> list[Any]:
@@ -87,12 +89,12 @@ class JointAttention:
         if encoder_hidden_states is None:
             return _through(attn.to_out, out)
         text_out = out[:, image:]
-        return _through(attn.to_out, out[:, :image]), text_out if attn.context_pre_only else attn.to_add_out(text_out)
+        return _through(attn.to_out, out[:, :image]), text_out if attn.context_pre_only else linear(attn.to_add_out, text_out)
 
 
 def _heads(attn: Any, x: Tensor, projections: tuple[Any, ...], norms: tuple[Any, Any]) -> tuple[Tensor, ...]:
     """Queries, keys and values ``[B, L, heads, d]``; queries and keys normalised."""
-    q, k, v = (project(x).unflatten(2, (attn.heads, -1)) for project in projections)
+    q, k, v = (linear(project, x).unflatten(2, (attn.heads, -1)) for project in projections)
     return _head_norm(norms[0], q), _head_norm(norms[1], k), v
 
 
@@ -106,7 +108,7 @@ def _head_norm(norm: Any, x: Tensor) -> Tensor:
 
 def _through(modules: Any, x: Tensor) -> Tensor:
     for module in modules:
-        x = module(x)
+        x = linear(module, x)
     return x
 
 
@@ -121,9 +123,9 @@ def _feed_forward(ff: Any, x: Tensor) -> Tensor:
     proj = ff.net[0].proj
     # an adapter, or a hook, is no plain linear layer: it is called as a module, with its bias. So is any layer where no kernel adds it.
     if fused(x) and type(proj) is nn.Linear and not (proj._forward_hooks or proj._forward_pre_hooks or "forward" in vars(proj)):
-        h = gelu_tanh_bias(F.linear(x, proj.weight), proj.bias)
+        h = linear_gelu(x, proj.weight, proj.bias)
     else:
-        h = gelu_tanh_bias(proj(x))
+        h = gelu_tanh_bias(linear(proj, x))
     return _through(ff.net[1:], h)
 
 

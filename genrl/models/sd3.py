@@ -141,11 +141,13 @@ class SD3(DiffusersModel):
             if fp8:
                 stack.enter_context(in_fp8(network, network.transformer_blocks, own))
             self._shortcuts = Shortcuts(stack.enter_context(caching(network, cache)) if cache else None)
+            # graphs of other weights are of no use here, nor these afterwards; and no graph decides whether a block runs
+            graphs, self._graphs = self._graphs, None if cache or self._graphs is None else self._new_graphs()
             self.is_cheap = True
             try:
                 yield
             finally:
-                self._shortcuts, self.is_cheap = None, False
+                self._shortcuts, self.is_cheap, self._graphs = None, False, graphs
 
     def features(self, network: nn.Module, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Image tokens after the middle joint block (index ``blocks // 2``) on the grid of patches: ``[B, feature_width, h, w]``."""

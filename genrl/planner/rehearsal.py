@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from genrl.algorithm import REAL, Algorithm, Update
 from genrl.chain import Chain
 from genrl.kernels import using
-from genrl.planner.ledger import ROUNDED, Kept, Ledger, checkpoint, pretended
+from genrl.planner.ledger import ROUNDED, Kept, Ledger, checkpoint, pretended, unlaunched
 from genrl.policy import Adapters, FlowPolicy
 from genrl.rollout import RECORDS, decode, rollout
 from genrl.types import Batch, Conditioning, Prompt
@@ -24,13 +24,14 @@ STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256}
 """Of an optimiser's two moments, per weight; in 8 bits with a float32 scale for each block of 256."""
 SMALL = 4096
 """Weights of a tensor below which its states stay in 32 bits."""
+BEFORE, STATES, ROUND = "before", "optimizer states of ", "a round's "
 DECODED = 32
 """Latents that are decoded at a time."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes that stay from round to round, or through one: on the ``device``, or on the ``cpu``."""
+    """Bytes that stay from round to round, or through one: on the ``device``, on the ``cpu``, or there only ``before`` the first round."""
 
     name: str
     bytes: int
@@ -47,7 +48,7 @@ class Stage:
         plain, learning: floating-point operations of a piece outside and inside of differentiated code.
         steps: optimiser steps a round; weights: what they update.
         every: the stage has its turn every so many rounds.
-        update: index of the update that it is, if it is one.
+        update: index of the update that it is; diagnosed: of the one whose loss looks at fresh samples in it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Stage:
     weights: int = 0
     every: int = 1
     update: int | None = None
+    diagnosed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,23 @@ class Rehearsed:
     weights: int
 
 
-def rehearse(
-    algorithm: Algorithm, policy: FlowPolicy, encoders: Sequence[nn.Module], *, chunk: int, rounds: int, device: str, world: int = 1
-) -> Rehearsed:
+def rehearse(algorithm: Algorithm, policy: FlowPolicy, *, chunk: int, rounds: int, device: str, world: int = 1) -> Rehearsed:
     """Play a round of one process on meta tensors.
 
     Args:
-        policy: built within ``genrl.models.skeletons()``; ``encoders``: its text encoders, which are gone before a round.
+        policy: built within ``genrl.models.skeletons()``.
         chunk: samples per forward pass of sampling; rounds: of the run, whose last one is played; world: processes.
         device: ``cuda`` or ``cpu``, what the tensors are taken to be on.
     """
     rows = algorithm.prompts * algorithm.group_size // world
     play = _Rehearsal(algorithm, policy, min(chunk, rows), rows, device)
     with play.running():
-        parts = play.parts(encoders)
+        parts = play.parts()
         stages = [play.encoding(parts), *play.sampling()]
         last = rounds - 1
         for index, update in enumerate(algorithm.updates):
             if hasattr(update.loss, "diagnose"):
-                stages.append(play.diagnosis(update))
+                stages.append(play.diagnosis(index, update))
             if update.start.round <= last and not (update.until_round and last >= update.until_round):
                 stages.append(play.learning(index, update))
     network = policy.model.network
@@ -103,6 +103,7 @@ class _Rehearsal:
         self.chunk, self.rows, self.device = chunk, rows, device
         self.ledger = Ledger(ROUNDED if device == "cuda" else 1)
         self.static: list[Tensor] = []
+        self.drawing = False
         self.states = 0
 
     @contextmanager
@@ -112,14 +113,20 @@ class _Rehearsal:
             with self.policy.storage.use(role) as network:
                 if getattr(network, "is_gradient_checkpointing", False):
                     network.enable_gradient_checkpointing(checkpoint(self.device))
-        # on CUDA the fused kernels decide what is kept; launched on meta they do nothing
-        with pretended(self.device), using("triton" if self.device == "cuda" else "reference"), self.ledger:
+        # on CUDA the fused kernels decide what is kept
+        with (
+            pretended(self.device),
+            using("triton" if self.device == "cuda" else "reference"),
+            unlaunched(),
+            self._answers_once(),
+            self.ledger,
+        ):
             yield
 
     # -- what stays
 
-    def parts(self, encoders: Sequence[nn.Module]) -> list[Part]:
-        policy, found = self.policy, []
+    def parts(self) -> list[Part]:
+        policy, model, found = self.policy, cast(Any, self.policy.model), []
         away = getattr(policy.storage, "offloaded", ())
         for role in policy.storage.roles:
             own = [*policy.tensors(role).values()]
@@ -137,18 +144,18 @@ class _Rehearsal:
             inner = getattr(network, "backbone", None)
             tensors = [*network.parameters(), *network.buffers(), *(_tensors(inner) if isinstance(inner, nn.Module) else ())]
             found.append(Part(name, self._hold(tensors)))
-        found.append(Part("autoencoder", self._hold(_tensors(policy.model.vae))))  # type: ignore[attr-defined]
+        found.append(Part("autoencoder", self._hold(_tensors(model.vae))))
         for update in self.algorithm.updates:
             size = sum(_state(tensor, update.optimizer) for tensor in policy.parameters(*update.learners))
             self.states += size
-            found.append(Part(f"optimizer states of {update.name}", size))
+            found.append(Part(f"{STATES}{update.name}", size))
         self.batch = self._batch(self.rows)
         signals = [signal for name, signal in self.batch.signal.items() if name not in REAL]
-        found.append(Part("a round's latents and embeddings", self._hold([self.batch.x0, self.batch.cond.embeds, *signals])))
+        found.append(Part(f"{ROUND}latents and embeddings", self._hold([self.batch.x0, self.batch.cond.embeds, *signals])))
         real = [signal for name, signal in self.batch.signal.items() if name in REAL]
-        found += [Part("a round's real images", self._hold(real))] if real else []
-        kept = sum(tensor.nbytes for encoder in encoders for tensor in _tensors(encoder))
-        return [*found, Part("text encoders, before the first round", kept, "before")]
+        found += [Part(f"{ROUND}real images", self._hold(real))] if real else []
+        encoders = [encoder for name in model.encoders if (encoder := getattr(model.pipeline, name)) is not None]
+        return [*found, Part("text encoders", sum(tensor.nbytes for encoder in encoders for tensor in _tensors(encoder)), BEFORE)]
 
     def _hold(self, tensors: Sequence[Tensor]) -> int:
         """Tensors that stay; the bytes of those that were not counted yet."""
@@ -163,11 +170,9 @@ class _Rehearsal:
     # -- what is done
 
     def encoding(self, parts: Sequence[Part]) -> Stage:
-        """Prompts are embedded when the network is there once, and the autoencoder."""
-        network = self.policy.model.network
-        alone = sum(tensor.nbytes for tensor in _tensors(network))
-        others = sum(part.bytes for part in parts if part.place == "before" or part.name == "autoencoder")
-        return Stage("embedding the prompts", 0, 0, alone + others)
+        """Prompts are embedded when all networks are there, and nothing that is learned with."""
+        there = [part.bytes for part in parts if part.place != "cpu" and not part.name.startswith((STATES, ROUND))]
+        return Stage("embedding the prompts", 0, 0, sum(there))
 
     def sampling(self) -> list[Stage]:
         algorithm, found = self.algorithm, []
@@ -185,7 +190,8 @@ class _Rehearsal:
         return found
 
     def _drawing(self, name: str, chain: Chain, rows: int, record: Sequence[str]) -> Stage:
-        with self._stage() as ledger, self._answers_once():
+        self.drawing = True
+        with self._stage() as ledger:
             rollout(
                 self.policy,
                 chain,
@@ -199,27 +205,26 @@ class _Rehearsal:
                 chunk=self.chunk,
                 record=record,
             )
+        self.drawing = False
         return Stage(name, self.chunk, rows / self.chunk, self._peak(), plain=ledger.plain)
 
-    def diagnosis(self, update: Update) -> Stage:
+    def diagnosis(self, index: int, update: Update) -> Stage:
         rows = len(range(0, self.rows, max(1, self.rows // self.chunk)))
         loss: Any = update.loss
         with self._stage() as ledger:
             loss.diagnose(self.policy, replace(self._batch(rows), stream=(0, 0, 0)))
-        return Stage(f"{update.name}, looked at", rows, 1, self._peak(), plain=ledger.plain)
+        return Stage(f"{update.name}, on fresh samples", rows, 1, self._peak(), plain=ledger.plain, diagnosed=index)
 
     def learning(self, index: int, update: Update) -> Stage:
         rows = min(update.minibatch, self.rows)
         minibatches = math.ceil(self.rows / update.minibatch)
         learners = self.policy.parameters(*update.learners)
-        kept = 0
         with self._stage() as ledger, self.policy.only(*update.learners):
-            # the gradients of the first are there when the second is on its way
-            for number in range(2 if min(update.accumulate, minibatches) > 1 else 1):
-                before = (ledger.plain, ledger.learning)
-                kept = self._minibatch(update, rows)
-                done = (ledger.plain - before[0], ledger.learning - before[1])
-                del number
+            if min(update.accumulate, minibatches) > 1:
+                # the gradients of one minibatch are there when the next is on its way
+                for parameter in learners:
+                    parameter.grad = torch.empty_like(parameter)
+            kept = self._minibatch(update, rows)
             for parameter in learners:
                 parameter.grad = None
         return Stage(
@@ -228,7 +233,8 @@ class _Rehearsal:
             update.passes * self.rows / rows,
             self._peak(),
             kept,
-            *done,
+            ledger.plain,
+            ledger.learning,
             steps=update.passes * math.ceil(minibatches / update.accumulate),
             weights=sum(parameter.numel() for parameter in learners),
             every=update.every_rounds,
@@ -254,12 +260,15 @@ class _Rehearsal:
 
     @contextmanager
     def _answers_once(self) -> Iterator[None]:
-        """Steps that differ in nothing but the numbers are played once."""
+        """What a role answers without gradient is played once for each size: steps and losses differ in nothing but the numbers."""
         policy, ledger, plain = self.policy, self.ledger, self.policy.answer
         known: dict[tuple, tuple[int, int, tuple[int, ...], torch.dtype]] = {}
 
         def answer(x: Tensor, sigma: Any, cond: Conditioning, role: str, guidance: float) -> Tensor:
-            key = (role, guidance != 1.0, x.shape, x.dtype)
+            # a role that waits on the CPU has come already where a whole chain is drawn
+            key = (self.drawing, role, guidance != 1.0, x.shape, x.dtype)
+            if torch.is_grad_enabled():
+                return plain(x, sigma, cond, role, guidance)
             if key not in known:
                 peak, done, live = ledger.peak, ledger.plain, ledger.live
                 ledger.peak = live

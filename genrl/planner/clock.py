@@ -1,0 +1,140 @@
+"""How long the pieces of a round take here: each is played with random weights, a large network cut to a few of its blocks.
+
+What was cut away is added by its operations, at the rate at which the cut network did its own:
+
+    seconds = seconds_cut + (plain - plain_cut) / rate_plain + (learning - learning_cut) / rate_learning
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from genrl.algorithm import Algorithm
+from genrl.learner import Learner
+from genrl.planner.rehearsal import Rehearsed, Stage, batch_of
+from genrl.policy import FlowPolicy
+from genrl.rollout import decode, rollout
+from genrl.types import Prompt
+
+REPEATS = 3
+"""Timings of a piece, of which the median counts; one more before them does not."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a piece by stage, of an optimiser's step per weight, and the rates of the network in operations per second."""
+
+    pieces: dict[str, float]
+    per_weight: float
+    plain: float
+    learning: float
+
+    def of(self, stage: Stage) -> float:
+        """Seconds a round spends in a stage, on average over rounds."""
+        return (self.pieces.get(stage.name, 0.0) * stage.pieces + self.per_weight * stage.weights * stage.steps) / stage.every
+
+
+def measure(
+    algorithm: Algorithm, policy: FlowPolicy, whole: Rehearsed, cut: Rehearsed, *, device: torch.device, seconds: float = 60.0
+) -> Times:
+    """Play every stage on the device.
+
+    Args:
+        policy: built within ``genrl.models.skeletons(device, cut=True)``; ``cut``: its rehearsal, ``whole``: that of the whole network.
+        seconds: what all timings together should take, about; beyond it fewer samples are played, down to two.
+    """
+    clock = _Clock(algorithm, policy, device)
+    share = seconds / ((REPEATS + 2) * max(len(cut.stages) - 1, 1))
+    pieces, plain, learning = {}, 0.0, 0.0
+    per_weight = clock.step_seconds()
+    for stage, full in zip(cut.stages, whole.stages, strict=True):
+        if not stage.pieces:
+            continue
+        rows, call = clock.affordable(stage, share)
+        taken = clock.seconds(call) * stage.rows / rows
+        if stage.steps:
+            taken = max(taken - per_weight * stage.weights, 0.1 * taken)
+            # the best rate is that of the network: small side networks do little in their time
+            learning = max(learning, stage.learning / max(taken - stage.plain / plain if plain else taken, 0.1 * taken))
+        else:
+            plain = max(plain, stage.plain / taken)
+        more = (full.plain - stage.plain) / plain if plain else 0.0
+        more += (full.learning - stage.learning) / learning if learning else 0.0
+        pieces[stage.name] = taken + more
+    return Times(pieces, per_weight, plain, learning)
+
+
+class _Clock:
+    def __init__(self, algorithm: Algorithm, policy: FlowPolicy, device: torch.device):
+        self.algorithm, self.policy, self.device = algorithm, policy, device
+
+    def seconds(self, call: Callable[[], Any]) -> float:
+        return statistics.median([self._once(call) for _ in range(REPEATS + 1)][1:])
+
+    def _once(self, call: Callable[[], Any]) -> float:
+        self._wait()
+        began = time.perf_counter()
+        call()
+        self._wait()
+        return time.perf_counter() - began
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def affordable(self, stage: Stage, seconds: float) -> tuple[int, Callable[[], Any]]:
+        """As many rows of a stage, up to all, as take so long at most, and the call that plays them."""
+        rows = min(2, stage.rows)
+        self._once(self._call(stage, rows))  # the first of all is slow
+        while rows < stage.rows and 4 * self._once(self._call(stage, rows)) < seconds:
+            rows = min(4 * rows, stage.rows)
+        return rows, self._call(stage, rows)
+
+    def step_seconds(self) -> float:
+        """Of clipping and an optimiser's step, per weight."""
+        update = max(self.algorithm.updates, key=lambda update: sum(p.numel() for p in self.policy.parameters(*update.learners)))
+        learner = Learner(self.policy, (update,), 0)
+        parameters = self.policy.parameters(*update.learners)
+
+        def step() -> None:
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            nn.utils.clip_grad_norm_(parameters, update.clip)
+            learner.optimizers[0].step()
+            learner.optimizers[0].zero_grad()
+
+        return self.seconds(step) / sum(parameter.numel() for parameter in parameters)
+
+    def _call(self, stage: Stage, rows: int) -> Callable[[], Any]:
+        """A piece of a stage with so many rows."""
+        batch = batch_of(self.algorithm, self.policy, rows, self.device)
+        if stage.update is not None:
+            update = replace(self.algorithm.updates[stage.update], passes=1, minibatch=rows, accumulate=1)
+            learner = Learner(self.policy, (update,), 0)
+            return lambda: learner.learn(0, batch, 0)
+        if stage.diagnosed is not None:
+            loss: Any = self.algorithm.updates[stage.diagnosed].loss
+            return lambda: loss.diagnose(self.policy, batch)
+        if stage.name == "decoding":
+            return lambda: decode(self.policy, batch.x0)
+        preview = self.algorithm.preview
+        chain = preview.chain if preview and stage.name == "previews" else self.algorithm.chain
+        return lambda: rollout(
+            self.policy,
+            chain,
+            [Prompt("")] * rows,
+            batch.cond,
+            role=self.algorithm.behaviour,
+            key=(0, 0, 0),
+            samples=range(rows),
+            groups=[0] * rows,
+            guidance=self.algorithm.guidance,
+            chunk=rows,
+        )
