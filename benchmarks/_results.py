@@ -57,6 +57,14 @@ def keep(path: Path, kind: str, rows: Sequence[dict[str, Any]]) -> None:
     save(path, {"rows": [row for row in old if row["kind"] != kind] + list(rows)})
 
 
+def verdict(claim: str, checks: Sequence[tuple[str, float, bool]]) -> str:
+    """A line that says whether every check of a claim came out true, with its figures; empty without any."""
+    if not checks:
+        return ""
+    figures = ", ".join(f"{name} {figure:.3g}" for name, figure, _ in checks)
+    return f"* **{'Holds' if all(holds for *_, holds in checks) else 'Does not hold'}**: {claim} ({figures})."
+
+
 def write_readme(name: str, table: str, path: Path = ROOT / "README.md") -> None:
     """Put a table between its markers, if they are there."""
     head, marker, rest = path.read_text().partition(begin(name))

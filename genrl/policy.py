@@ -173,6 +173,7 @@ class FlowPolicy:
         self.storage = storage
         self.networks = dict(networks or {})
         self.precision = model.precision
+        self._pair: tuple[Any, Any] = (None, None)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -198,11 +199,17 @@ class FlowPolicy:
         unconditional rows first."""
         levels = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         if guidance != 1.0:
-            empty = self.model.unconditional.to(x.device)
-            blank = Conditioning(empty.embeds.expand(len(x), -1, -1), empty.pooled.expand(len(x), -1))
-            x, levels, cond = torch.cat([x, x]), torch.cat([levels, levels]), Conditioning.cat([blank, cond])
+            x, levels, cond = torch.cat([x, x]), torch.cat([levels, levels]), self._paired(cond)
         with self.storage.use(role) as network:
             return self.model.velocity(network, x, levels, cond)
+
+    def _paired(self, cond: Conditioning) -> Conditioning:
+        """The unconditional rows, then those of ``cond``; kept for the next step of a chain, which asks with the same object."""
+        if self._pair[0] is not cond:
+            empty = self.model.unconditional.to(cond.pooled.device)
+            blank = Conditioning(empty.embeds.expand(len(cond), -1, -1), empty.pooled.expand(len(cond), -1))
+            self._pair = (cond, Conditioning.cat([blank, cond]))
+        return self._pair[1]
 
     def features(self, x: Tensor, sigma: Sigma, cond: Conditioning, role: str) -> Tensor:
         """A map of inner features ``[B, C, h, w]`` of a role's network, without guidance: what a latent discriminator looks at."""

@@ -12,7 +12,7 @@ import genrl
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = [
-    "kernels precision settings threads",
+    "kernels precision settings threads offload",
     "types path seeds config",
     "chain feedback alarms pixels image_stats rules",
     "policy critic discriminator reward data mix",
@@ -24,7 +24,7 @@ LINES = [
     "recorder learner preview task",
     "trainer",
     "models worlds",
-    "doctor",
+    "doctor planner",
     "cli trainers rewards",
 ]
 LINE = {module: number for number, line in enumerate(LINES) for module in line.split()}

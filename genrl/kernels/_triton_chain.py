@@ -20,7 +20,7 @@ from genrl.kernels.chain import CONSTANT
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 BLOCK = 128
 """Counters of a program: few, for its registers hold four numbers of each."""
-WARPS = 2
+WARPS = 1
 LINE = 2048
 """Elements of a program that draws nothing."""
 
@@ -134,7 +134,8 @@ def step_triton(
     sums = torch.empty(grid if noisy else (1, 1), device=x.device)
     _step[grid](
         x, v, after, sums, seed if noisy else x, len(x), count, quarter, keep, move, std, guidance,
-        GUIDED=guidance != 1.0, NOISY=noisy, COMBINE=TYPES[combine], CHAIN=TYPES[chain], STORAGE=TYPES[storage], BLOCK=BLOCK, num_warps=WARPS,
+        GUIDED=guidance != 1.0, NOISY=noisy, COMBINE=TYPES[combine], CHAIN=TYPES[chain], STORAGE=TYPES[storage],
+        BLOCK=BLOCK, num_warps=WARPS,
     )  # fmt: skip
     return after, _log_density(sums, count, std) if noisy else torch.zeros(len(x), device=x.device)
 

@@ -17,7 +17,8 @@ _CUBE = tl.constexpr(0.044715)
 
 
 @triton.jit
-def _rms(x, weight, out, rows, width, eps, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def _rms(x, weight, out, rows, width, own, stride, eps, WEIGHTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Each ``own`` rows lie ``stride`` elements apart in ``out``."""
     row, col = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     mask = (row < rows)[:, None] & (col < width)[None, :]
     place = row[:, None] * width + col[None, :]
@@ -25,7 +26,8 @@ def _rms(x, weight, out, rows, width, eps, WEIGHTED: tl.constexpr, ROWS: tl.cons
     value *= tl.rsqrt(tl.sum(value * value, 1) / width + eps)[:, None]
     if WEIGHTED:
         value *= tl.load(weight + col, mask=col < width, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + place, value, mask=mask)
+    target = (row // own * stride + row % own * width)[:, None] + col[None, :]
+    tl.store(out + target, value, mask=mask)
 
 
 @triton.jit
@@ -98,16 +100,22 @@ def _gelu_backward(
         tl.store(sums + tl.program_id(0).to(tl.int64) * width + col, tl.sum(total, 0), mask=col < width)
 
 
+def rms_into(out: Tensor, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Write the norm of ``x [B, ...]``, contiguous, into ``out [B, ...]``, whose samples are."""
+    width, weighted = x.shape[-1], weight is not None
+    rows, sizes, own = x.numel() // width, tile(width), x[0].numel() // width
+    grid = (triton.cdiv(rows, sizes["ROWS"]),)
+    _rms[grid](x, weight if weighted else x, out, rows, width, own, out.stride(0), eps, WEIGHTED=weighted, **sizes)
+    return out
+
+
 class RmsNorm(torch.autograd.Function):
     """See ``genrl.kernels.modulation.rms_norm``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float):
         x, weight = x.contiguous(), None if weight is None else weight.contiguous()
-        width, out = x.shape[-1], torch.empty_like(x)
-        rows, sizes = x.numel() // width, tile(width)
-        weighted = weight is not None
-        _rms[(triton.cdiv(rows, sizes["ROWS"]),)](x, weight if weighted else x, out, rows, width, eps, WEIGHTED=weighted, **sizes)
+        out = rms_into(torch.empty_like(x), x, weight, eps)
         ctx.save_for_backward(x, weight)
         ctx.sums, ctx.eps = ctx.needs_input_grad[1], eps
         return out

@@ -19,6 +19,8 @@ TILE = 4096
 """Elements that a program holds of each tensor at a time, wider rows apart."""
 COLUMNS = 512
 """Columns of a tile where no row has to be whole."""
+SUMMED = 16
+"""Whole rows that a program sums over, one after another: more programs hide more of their waiting than their partial sums cost."""
 PROGRAMS = 768
 """Programs to sum in, about: some for each multiprocessor."""
 
@@ -27,6 +29,12 @@ def tile(width: int, most: int = 65536) -> dict[str, int]:
     """Rows and columns (``most`` of them) of a tile and its warps: sixteen elements of each tensor a thread."""
     block = min(triton.next_power_of_2(width), most)
     return {"ROWS": max(1, TILE // block), "BLOCK": block, "num_warps": 8}
+
+
+def whole(width: int, alone: bool) -> dict[str, int]:
+    """A tile of whole rows: two of them and few warps, for a reduction waits for all; one of them where sums over rows are kept beside."""
+    sizes = tile(width)
+    return sizes | {"ROWS": sizes["ROWS"] if alone else 1, "num_warps": 4 if alone else 2}
 
 
 def stretch(rows: int) -> int:
@@ -158,7 +166,7 @@ class NormModulate(torch.autograd.Function):
         x, scale, shift = x.contiguous(), vector(scale), vector(shift)
         out, mean, rstd = torch.empty_like(x), *_statistics(x)
         batch, length, width = x.shape
-        sizes = tile(width)
+        sizes = whole(width, alone=True)
         _norm_modulate[(triton.cdiv(length, sizes["ROWS"]), batch)](
             x, x, scale, scale, shift, x, out, mean, rstd, length, width, 0, scale.stride(0), shift.stride(0), eps, GATED=False, **sizes
         )  # fmt: skip
@@ -171,7 +179,7 @@ class NormModulate(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Any):
         x, scale, mean, rstd = ctx.saved_tensors
         _, length, width = x.shape
-        sizes, chunk, grid = _pieces(x)
+        sizes, chunk, grid = _pieces(x, ctx.sums)
         dx, partial = torch.empty_like(x), _partial(x, 2, grid[0], ctx.sums)
         _norm_modulate_backward[grid](
             upstream[0].contiguous(), x, x, x, scale, scale, mean, rstd, dx, dx, partial, length, width, chunk, 0, scale.stride(0),
@@ -206,7 +214,7 @@ class GateNormModulate(torch.autograd.Function):
         after, gate, scale, mean, rstd, h = ctx.saved_tensors
         beside, dy = (gradient.contiguous() for gradient in upstream)
         _, length, width = after.shape
-        sizes, chunk, grid = _pieces(after)
+        sizes, chunk, grid = _pieces(after, ctx.sums)
         dx, dh, partial = torch.empty_like(after), torch.empty_like(after, dtype=ctx.h_type), _partial(after, 3, grid[0], ctx.sums)
         _norm_modulate_backward[grid](
             dy, beside, after, h if ctx.sums else after, gate, scale, mean, rstd, dx, dh, partial, length, width, chunk,
@@ -255,11 +263,11 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.empty_like(mean)
 
 
-def _pieces(x: Tensor) -> tuple[dict[str, int], int, tuple[int, int]]:
+def _pieces(x: Tensor, sums: bool) -> tuple[dict[str, int], int, tuple[int, int]]:
     """Tile, rows of a program and grid of a backward pass over whole rows."""
     batch, length, width = x.shape
-    sizes = tile(width)
-    chunk = max(sizes["ROWS"], stretch(batch * length))
+    sizes = whole(width, alone=not sums)
+    chunk = SUMMED if sums else sizes["ROWS"]
     return sizes, chunk, (triton.cdiv(length, chunk), batch)
 
 

@@ -78,13 +78,25 @@ def gate_residual_norm_modulate(
     return after, layer_norm_modulate(after, scale, shift, eps)
 
 
-def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, out: Tensor | None = None) -> Tensor:
     """``x / sqrt(mean x^2 + eps) weight`` over the last dimension, that of a head: ``x [..., D]``, ``weight [D]`` to ``[..., D]``.
+
+    Args:
+        out: of the same shape and type, written instead of a new tensor: a part of what would be concatenated later. Its samples must be
+            contiguous. Without gradient.
 
     Raises:
         ValueError: the shapes do not fit.
     """
     _check_width(x, weight)
+    if out is not None:
+        if out.shape != x.shape or out.dtype != x.dtype or not out[0].is_contiguous() or (torch.is_grad_enabled() and x.requires_grad):
+            raise ValueError("out must look like x, with contiguous samples, where nothing is differentiated")
+        if not fused(x):
+            return out.copy_(rms_norm(x, weight, eps))
+        from genrl.kernels._triton_epilogue import rms_into
+
+        return rms_into(out, x.contiguous(), None if weight is None else weight.contiguous(), eps)
     if fused(x, *(() if weight is None else (weight,))):
         from genrl.kernels._triton_epilogue import RmsNorm
 

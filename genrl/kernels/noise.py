@@ -27,7 +27,6 @@ SIN = (1.0, -0.16662838, 0.00815305)
 COS = (1.0, -0.49999898, 0.04165642, -0.00135989)
 
 
-
 def normal(seed: Tensor, shape: Sequence[int]) -> Tensor:
     """Noise ``[B, *shape]`` float32 on the device of the seeds ``[B]`` int64."""
     count = math.prod(shape)

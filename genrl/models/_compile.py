@@ -78,5 +78,7 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    # dynamo wraps what a compiler raised
+    error = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

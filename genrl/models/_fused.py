@@ -79,11 +79,14 @@ class JointAttention:
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
         image = hidden_states.shape[1]
-        q, k, v = _heads(attn, hidden_states, (attn.to_q, attn.to_k, attn.to_v), (attn.norm_q, attn.norm_k))
-        if encoder_hidden_states is not None:
-            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), (attn.norm_added_q, attn.norm_added_k)
-            text = _heads(attn, encoder_hidden_states, *added)
-            q, k, v = (torch.cat(pair, 1) for pair in zip((q, k, v), text, strict=True))
+        q, k, v = _heads(attn, hidden_states, (attn.to_q, attn.to_k, attn.to_v))
+        own = (attn.norm_q, attn.norm_k)
+        if encoder_hidden_states is None:
+            q, k = (_head_norm(norm, x) for norm, x in zip(own, (q, k), strict=True))
+        else:
+            added = _heads(attn, encoder_hidden_states, (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj))
+            norms = ((own[0], attn.norm_added_q), (own[1], attn.norm_added_k), (None, None))
+            q, k, v = (_joined(x, text, *pair) for x, text, pair in zip((q, k, v), added, norms, strict=True))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask).transpose(1, 2).flatten(2)
         if encoder_hidden_states is None:
@@ -92,16 +95,30 @@ class JointAttention:
         return _through(attn.to_out, out[:, :image]), text_out if attn.context_pre_only else linear(attn.to_add_out, text_out)
 
 
-def _heads(attn: Any, x: Tensor, projections: tuple[Any, ...], norms: tuple[Any, Any]) -> tuple[Tensor, ...]:
-    """Queries, keys and values ``[B, L, heads, d]``; queries and keys normalised."""
-    q, k, v = (linear(project, x).unflatten(2, (attn.heads, -1)) for project in projections)
-    return _head_norm(norms[0], q), _head_norm(norms[1], k), v
+def _heads(attn: Any, x: Tensor, projections: tuple[Any, ...]) -> list[Tensor]:
+    """Queries, keys and values ``[B, L, heads, d]``."""
+    return [linear(project, x).unflatten(2, (attn.heads, -1)) for project in projections]
+
+
+def _joined(x: Tensor, text: Tensor, norm: Any, text_norm: Any) -> Tensor:
+    """Image and text tokens normalised, one after the other; without gradient the norms write where they are joined."""
+    if fused(x, text) and not torch.is_grad_enabled() and _is_kernel(norm) and _is_kernel(text_norm) and x.dtype == text.dtype:
+        out = x.new_empty(x.shape[0], x.shape[1] + text.shape[1], *x.shape[2:])
+        rms_norm(x, norm.weight, norm.eps, out[:, : x.shape[1]])
+        rms_norm(text, text_norm.weight, text_norm.eps, out[:, x.shape[1] :])
+        return out
+    return torch.cat([_head_norm(norm, x), _head_norm(text_norm, text)], 1)
+
+
+def _is_kernel(norm: Any) -> bool:
+    """Whether it is the norm that ``rms_norm`` computes."""
+    return type(norm) is RMSNorm and norm.bias is None
 
 
 def _head_norm(norm: Any, x: Tensor) -> Tensor:
     if norm is None:
         return x
-    if type(norm) is RMSNorm and norm.bias is None:
+    if _is_kernel(norm):
         return rms_norm(x, norm.weight, norm.eps)
     return norm(x)
 

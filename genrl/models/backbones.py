@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from genrl.models import weightless
+
 # of ImageNet; SAM's own (123.675, 116.28, 103.53) and (58.395, 57.12, 57.375) are these on the scale to 255
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # of four pixels: their sum, and what differs between columns, between rows, and crosswise
@@ -259,6 +261,9 @@ def _pretrained(source: str, kinds: Mapping[str, Any], dtype: torch.dtype) -> An
         found = PreTrainedConfig.get_config_dict(place)[0].get("model_type")
         if found not in kinds:  # transformers would load it all the same, and make up what it does not find
             raise ModelError(f"{source!r} is of type {found!r}; this backbone takes {wanted}")
+        if how := weightless():
+            with torch.device(how.device):
+                return kinds[found](kinds[found].config_class.from_pretrained(place)).to(dtype)
         model, report = kinds[found].from_pretrained(place, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except ModelError:
         raise

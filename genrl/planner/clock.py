@@ -23,6 +23,8 @@ from genrl.policy import FlowPolicy
 from genrl.rollout import decode, rollout
 from genrl.types import Prompt
 
+SLOW = {"cpu": 1e10, "cuda": 3e13}
+"""Operations per second, of a thread or a GPU, that are expected at the least: how much can be played in the time there is."""
 REPEATS = 3
 """Timings of a piece, of which the median counts; one more before them does not."""
 
@@ -51,14 +53,14 @@ def measure(
         seconds: what all timings together should take, about; beyond it fewer samples are played, down to two.
     """
     clock = _Clock(algorithm, policy, device)
-    share = seconds / ((REPEATS + 2) * max(len(cut.stages) - 1, 1))
+    share = seconds / ((REPEATS + 1) * max(len(cut.stages) - 1, 1))
     pieces, plain, learning = {}, 0.0, 0.0
     per_weight = clock.step_seconds()
     for stage, full in zip(cut.stages, whole.stages, strict=True):
         if not stage.pieces:
             continue
-        rows, call = clock.affordable(stage, share)
-        taken = clock.seconds(call) * stage.rows / rows
+        rows = clock.affordable(stage, share)
+        taken = clock.seconds(clock.call(stage, rows)) * stage.rows / rows
         if stage.steps:
             taken = max(taken - per_weight * stage.weights, 0.1 * taken)
             # the best rate is that of the network: small side networks do little in their time
@@ -89,13 +91,11 @@ class _Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def affordable(self, stage: Stage, seconds: float) -> tuple[int, Callable[[], Any]]:
-        """As many rows of a stage, up to all, as take so long at most, and the call that plays them."""
-        rows = min(2, stage.rows)
-        self._once(self._call(stage, rows))  # the first of all is slow
-        while rows < stage.rows and 4 * self._once(self._call(stage, rows)) < seconds:
-            rows = min(4 * rows, stage.rows)
-        return rows, self._call(stage, rows)
+    def affordable(self, stage: Stage, seconds: float) -> int:
+        """As many rows of a stage as a slow device plays in that time: all of them, or at least two."""
+        rate = SLOW[self.device.type] * (torch.get_num_threads() if self.device.type == "cpu" else 1)
+        possible = int(stage.rows * seconds * rate / max(stage.plain + stage.learning, 1))
+        return min(stage.rows, max(2, possible))
 
     def step_seconds(self) -> float:
         """Of clipping and an optimiser's step, per weight."""
@@ -112,7 +112,7 @@ class _Clock:
 
         return self.seconds(step) / sum(parameter.numel() for parameter in parameters)
 
-    def _call(self, stage: Stage, rows: int) -> Callable[[], Any]:
+    def call(self, stage: Stage, rows: int) -> Callable[[], Any]:
         """A piece of a stage with so many rows."""
         batch = batch_of(self.algorithm, self.policy, rows, self.device)
         if stage.update is not None:

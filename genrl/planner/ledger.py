@@ -33,9 +33,9 @@ LOW = {
 }  # fmt: skip
 """What autocast runs in the low format, on every device."""
 HIGH = {
-    F.layer_norm, F.group_norm, F.softmax, F.interpolate, F.softplus, F.mse_loss, F.huber_loss, torch.softmax, torch.pow, torch.exp, torch.log,
-    torch.rsqrt, torch.sum, torch.cumsum, torch.prod, Tensor.softmax, Tensor.pow, Tensor.__pow__, Tensor.exp, Tensor.log, Tensor.rsqrt,
-    Tensor.sum, Tensor.cumsum, Tensor.prod,
+    F.layer_norm, F.group_norm, F.softmax, F.interpolate, F.softplus, F.mse_loss, F.huber_loss, torch.softmax, torch.pow, torch.exp,
+    torch.log, torch.rsqrt, torch.sum, torch.cumsum, torch.prod, Tensor.softmax, Tensor.pow, Tensor.__pow__, Tensor.exp, Tensor.log,
+    Tensor.rsqrt, Tensor.sum, Tensor.cumsum, Tensor.prod,
 }  # fmt: skip
 """What autocast runs in float32 on CUDA. On a CPU its list holds nothing that networks here do."""
 ROUNDED = 512

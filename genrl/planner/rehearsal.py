@@ -24,7 +24,7 @@ STATE_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 2 * 4 / 256}
 """Of an optimiser's two moments, per weight; in 8 bits with a float32 scale for each block of 256."""
 SMALL = 4096
 """Weights of a tensor below which its states stay in 32 bits."""
-BEFORE, STATES, ROUND = "before", "optimizer states of ", "a round's "
+BEFORE, SHARED, STATES, ROUND = "before", "shared base", "optimizer states of ", "a round's "
 DECODED = 32
 """Latents that are decoded at a time."""
 
@@ -108,9 +108,9 @@ class _Rehearsal:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        network: Any = self.policy.model.network
         for role in self.policy.storage.roles:
-            with self.policy.storage.use(role) as network:
+            with self.policy.storage.use(role) as lent:
+                network = cast(Any, lent)
                 if getattr(network, "is_gradient_checkpointing", False):
                     network.enable_gradient_checkpointing(checkpoint(self.device))
         # on CUDA the fused kernels decide what is kept
@@ -138,7 +138,7 @@ class _Rehearsal:
             if role not in away:
                 with policy.storage.use(role) as network:
                     rest = self._hold([*network.parameters(), *network.buffers()])
-                name = "shared base" if isinstance(policy.storage, Adapters) else f"{role}, buffers"
+                name = SHARED if isinstance(policy.storage, Adapters) else f"{role}, buffers"
                 found += [Part(name, rest)] if rest else []
         for name, network in policy.networks.items():
             inner = getattr(network, "backbone", None)

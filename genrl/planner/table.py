@@ -6,8 +6,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from genrl.planner import Part, Plan, Stage
-from genrl.planner.rehearsal import BEFORE, STATES
+from genrl.planner import Plan, Stage
+from genrl.planner.rehearsal import BEFORE, SHARED, STATES
+from genrl.policy import AVERAGE, OLD, REF
 
 GIB = 2**30
 NEARLY = 0.95
@@ -71,49 +72,41 @@ def sentences(plan: Plan) -> list[str]:
 
 
 def hints(plan: Plan) -> list[str]:
-    """What would lower the highest peaks, with the bytes that it is predicted to save."""
+    """What would lower the peaks that are too high, with the GiB that it is predicted to save."""
     too_high = [stage for stage in plan.stages if stage.peak > NEARLY * plan.capacity]
-    found = [*_of_stages(plan, too_high), *_of_parts(plan)] if too_high else []
-    return list(dict.fromkeys(found))
+    found = [hint for stage in too_high for hint in _of_stage(plan, stage)]
+    return list(dict.fromkeys([*found, *(_of_parts(plan) if too_high else [])]))
 
 
-def _of_stages(plan: Plan, stages: list[Stage]) -> list[str]:
-    found = []
-    for stage in stages:
-        above = stage.peak - plan.resident
-        if stage.update is not None and stage.rows > 1:
-            found.append(
-                f"a minibatch of {stage.rows // 2} for {stage.name}, with twice the accumulate, saves about {_gib(above // 2)} GiB"
-            )
-            if stage.kept > 0.5 * above:
-                found.append(
-                    f"model.gradient_checkpointing saves most of the {_gib(stage.kept)} GiB that {stage.name} keeps for its backward pass"
-                )
-        elif stage.name == "decoding":
-            found.append(f"speed.vae slicing, or a sampling.chunk below {stage.rows}, saves most of the {_gib(above)} GiB of decoding")
-        elif stage.pieces:
-            found.append(f"a sampling.chunk of {max(stage.rows // 2, 1)} saves about {_gib(above // 2)} GiB of {stage.name}")
-        elif any(part.place == BEFORE for part in plan.parts):
-            found.append("text embeddings from an earlier run (speed.embeddings), or model.t5 false, save the text encoders' memory")
+def _of_stage(plan: Plan, stage: Stage) -> list[str]:
+    """What makes one stage smaller."""
+    above, found = stage.peak - plan.resident, []
+    if stage.update is not None:
+        if stage.rows > 1:
+            found.append(f"half the minibatch of {stage.name}, with twice its accumulate, saves about {_gib(above / 2)} GiB")
+        if stage.kept > 0.5 * above:
+            found.append(f"model.gradient_checkpointing saves most of the {_gib(stage.kept)} GiB that {stage.name} keeps for backward")
+    elif stage.name == "decoding":
+        found.append(f"speed.vae slicing, or a sampling.chunk below {stage.rows}, saves most of the {_gib(above)} GiB of decoding")
+    elif stage.pieces and stage.rows > 1:
+        found.append(f"half of sampling.chunk saves about {_gib(above / 2)} GiB of {stage.name}")
+    elif not stage.pieces:
+        found.append("model.t5 false, or embeddings from an earlier run (speed.embeddings), save the memory of text encoders")
     return found
 
 
 def _of_parts(plan: Plan) -> list[str]:
-    def named(part: Part, start: str) -> bool:
-        return part.name.startswith(start) and part.bytes > 0.02 * plan.resident
-
+    """What makes smaller what stays, where it is worth it."""
+    large = {part.name: part.bytes for part in plan.parts if part.place == "device" and part.bytes > 0.02 * plan.resident}
     found = []
     for stage in plan.stages:
-        states = sum(part.bytes for part in plan.parts if named(part, f"{STATES}{stage.name}"))
+        states = large.get(f"{STATES}{stage.name}", 0)
         # more than 4 bytes a weight are 32-bit states
         if states > 4 * stage.weights:
-            found.append(f"optimizer adamw8bit saves {_gib(states * 3 // 4)} GiB of the states of {stage.name}")
-    for role in ("old", "ref", "average"):
-        weights = sum(
-            part.bytes for part in plan.parts if part.name == role and part.place == "device" and part.bytes > 0.02 * plan.resident
-        )
-        if weights and not any(part.name == "shared base" for part in plan.parts):
-            found.append(f"speed.offload [{role}] saves {_gib(weights)} GiB except while it is used")
+            found.append(f"optimizer adamw8bit saves {_gib(states * 3 / 4)} GiB of the states of {stage.name}")
+    if SHARED not in large:
+        frozen = [role for role in (OLD, REF, AVERAGE) if role in large]
+        found += [f"speed.offload [{role}] saves {_gib(large[role])} GiB, except while {role} is used" for role in frozen]
     return found
 
 

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from genrl.kernels import _triton_modulation, using
-from genrl.kernels.modulation import gate_residual, gate_residual_norm_modulate, gelu_tanh_bias, layer_norm_modulate, rms_norm
+from genrl.kernels.modulation import (
+    gate_residual,
+    gate_residual_norm_modulate,
+    gelu_tanh_bias,
+    layer_norm_modulate,
+    linear_gelu,
+    rms_norm,
+)
 
 EPS = 1e-6
 # relative to the largest entry; the interpreter cuts off what bfloat16 does not hold, where a GPU rounds
@@ -206,3 +213,33 @@ def test_shapes_that_do_not_fit_are_refused(form):
         ):
             with pytest.raises(ValueError, match="expected"):
                 call()
+
+
+@pytest.mark.parametrize("form", ["reference", "triton"])
+def test_a_norm_writes_where_it_is_joined(form):
+    """Parts of one tensor, of several samples: each lands in its own place and nowhere else."""
+    x, text, weight = torch.randn(3, 5, 2, 8), torch.randn(3, 4, 2, 8), torch.randn(8)
+    joint = torch.full((3, 9, 2, 8), torch.nan)
+    with using(form), torch.no_grad():
+        rms_norm(x, weight, EPS, joint[:, :5])
+        assert joint[:, 5:].isnan().all()
+        rms_norm(text, weight, EPS, joint[:, 5:])
+        assert torch.allclose(joint, torch.cat([rms_norm(x, weight, EPS), rms_norm(text, weight, EPS)], 1), atol=1e-6)
+    with pytest.raises(ValueError, match="where nothing is differentiated"):
+        rms_norm(x.requires_grad_(), weight, EPS, joint[:, :5])
+    with pytest.raises(ValueError, match="look like x"):
+        rms_norm(text, weight, EPS, joint[:, :5])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_with_gelu(bias):
+    x, weight = torch.randn(2, 3, 5, requires_grad=True), torch.randn(7, 5)
+    offset = torch.randn(7) if bias else None
+    wanted = gelu(x @ weight.t() + (offset if offset is not None else 0))
+    found = linear_gelu(x, weight, offset)
+    assert torch.allclose(found, wanted, atol=1e-5)
+    upstream = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad(out, x, upstream)[0] for out in (found, wanted))
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(linear_gelu(x, weight, offset), wanted, atol=1e-5)
