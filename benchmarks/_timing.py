@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def versions(device: torch.device, seed: int = 0) -> dict[str, Any]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "absent"
-    command = f"python benchmarks/{os.path.basename(sys.argv[0])} {' '.join(sys.argv[1:])}".strip()
+    given = re.sub(r"--out \S+ ?", "", " ".join(sys.argv[1:]))
+    command = f"python benchmarks/{os.path.basename(sys.argv[0])} {given}".strip()
     said = {"command": command, "commit": commit or "unknown", "device": device_name(device), "seed": seed}
     return said | found | {"python": platform.python_version()}

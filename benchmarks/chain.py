@@ -211,7 +211,7 @@ COLUMNS = (
     "plain SDE loop",
     "MFU",
     "FP8 on top",
-    "and half the steps",
+    "and half the steps (rounded down)",
 )
 
 

@@ -28,7 +28,7 @@ from genrl.kernels.dispatch import Form
 NAME = "kernels"
 MUST_HOLD = {
     "chain": (0.85, "step", "step, guided"),
-    "matching": (0.85, "renoise", "weighted matching + W2", "implicit, guided"),
+    "matching": (0.85, "renoise", "weighted matching + W2", "implicit, guided", "endpoint errors", "DM surrogate"),
     "modulation": (0.8, "norm + modulate", "gate + residual", "gate + norm + modulate"),
 }
 GRID = (1.0, 0.9, 0.75, 0.5, 0.0)

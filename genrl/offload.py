@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 
 class Offloaded:
-    """A frozen network at home on the CPU, in pinned memory where the device is CUDA, so that copies are fast.
+    """A frozen network whose weights are at home on the CPU, in pinned memory where the device is CUDA, so that copies are fast.
 
-    A visit copies the weights to the device and in the end forgets the copies: what is at home is the truth, and nothing travels
+    Buffers, which roles share, stay on the device. A visit copies the weights to the device and in the end forgets the copies: what is at home is the truth, and nothing travels
     back. So a visit must end before the weights change, and no graph may outlive it. On a CPU nothing moves. Visits within a visit are one.
 
     Args:
@@ -24,15 +24,15 @@ class Offloaded:
         self._visits = 0
         self._home: dict[Tensor, Tensor] = {}
         if device.type != "cpu":
-            self._home = {tensor: at_home(tensor.detach(), device) for tensor in (*network.parameters(), *network.buffers())}
+            self._home = {weight: at_home(weight.detach(), device) for weight in network.parameters()}
             self._return()
 
     @contextmanager
     def visit(self) -> Iterator[nn.Module]:
         """The network, on the device within the block."""
         if not self._visits:
-            for tensor, home in self._home.items():
-                tensor.data = brought(home, self.device)
+            for weight, home in self._home.items():
+                weight.data = brought(home, self.device)
         self._visits += 1
         try:
             yield self.network
@@ -42,8 +42,8 @@ class Offloaded:
                 self._return()
 
     def _return(self) -> None:
-        for tensor, home in self._home.items():
-            tensor.data = home
+        for weight, home in self._home.items():
+            weight.data = home
 
 
 def at_home(tensor: Tensor, device: torch.device) -> Tensor:

@@ -88,7 +88,9 @@ class Copies:
         self._offloaded: dict[str, Offloaded] = {}
         self._networks: dict[str, nn.Module] = {}
         for role in roles:
-            net = given.get(role) or (network if role == roles[0] else copy.deepcopy(network))
+            # buffers are constants, a table of positions say, and large ones: copies share them
+            shared = {id(buffer): buffer for buffer in network.buffers()}
+            net = given.get(role) or (network if role == roles[0] else copy.deepcopy(network, shared))
             self._networks[role] = net.requires_grad_(role in trained).eval()
             if role in offload:
                 self._offloaded[role] = Offloaded(net, device)

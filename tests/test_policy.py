@@ -65,3 +65,11 @@ def test_only_the_named_roles_learn():
     with policy.only("fake", "critic"):
         assert not policy.parameters(ACTOR) and policy.parameters("fake") and policy.parameters("critic")
     assert len(policy.parameters(*policy.roles)) == len(every), "and afterwards all that learned before"
+
+
+def test_copies_share_buffers_and_nothing_else():
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    storage = Copies(network, (ACTOR, OLD))
+    with storage.use(ACTOR) as one, storage.use(OLD) as other:
+        assert [a is b for a, b in zip(one.buffers(), other.buffers(), strict=True)] == [True] * 3
+        assert not {p.data_ptr() for p in one.parameters()} & {p.data_ptr() for p in other.parameters()}

@@ -86,11 +86,14 @@ def pretended(device: str) -> Iterator[None]:
     attention = F.scaled_dot_product_attention
 
     def without_scores(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **options: Any) -> Tensor:
-        if not query.is_meta:
+        learned = attn_mask is not None and attn_mask.requires_grad
+        if not query.is_meta or (learned and device == "cpu"):
             return attention(query, key, value, attn_mask, *args, **options)
         if torch.is_autocast_enabled("cpu"):
             low = torch.get_autocast_dtype("cpu")
             query, key, value = query.to(low), key.to(low), value.to(low)
+        if learned:
+            return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, torch.is_grad_enabled())[0]
         # that of the CPU keeps what those of CUDA keep, and takes any format
         return aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, *args[:2], attn_mask=attn_mask)[0]
 
@@ -124,7 +127,7 @@ def checkpoint(device: str) -> Any:
 
 
 class Ledger(TorchDispatchMode):
-    """Follows the storages of meta tensors from their making to their end, and counts operations.
+    """Follows the storages of a device's tensors from their making to their end, and counts operations.
 
     Attributes:
         live, peak: bytes at present, and the most so far.
@@ -132,11 +135,12 @@ class Ledger(TorchDispatchMode):
 
     Args:
         rounded: bytes that an allocation is a multiple of.
+        place: the device; on a real one, what is counted is what a prediction is compared with.
     """
 
-    def __init__(self, rounded: int = 1):
+    def __init__(self, rounded: int = 1, place: str = "meta"):
         super().__init__()
-        self.rounded = rounded
+        self.rounded, self.place = rounded, place
         self.live = self.peak = self.plain = self.learning = 0
         self._known: dict[int, int] = {}
 
@@ -157,7 +161,7 @@ class Ledger(TorchDispatchMode):
             args = (args[0], [_every(index) for index in args[1]])
         out = func(*args, **kwargs)
         for value in tree_leaves(out):
-            if isinstance(value, Tensor) and value.is_meta:
+            if isinstance(value, Tensor) and value.device.type == self.place:
                 self._see(value)
         if formula := FORMULAS.get(func._overloadpacket):
             done = formula(*args, **kwargs, out_val=out)
