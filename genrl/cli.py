@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     sub.set_defaults(call=precision_report)
     rewards_commands(commands.add_parser("rewards", help="list, look up, examine and serve rewards"))
     sub = commands.add_parser("config", help="print a trainer's settings with their defaults")
-    sub.add_argument("trainer", help="ac_flow, flash_dmd, dmd2 or latent_reward")
+    sub.add_argument("trainer", help="ac_flow, flow_grpo, flash_dmd, dmd2 or latent_reward")
     sub.set_defaults(call=config)
     args = parser.parse_args(arguments)
     try:

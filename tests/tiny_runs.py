@@ -38,8 +38,10 @@ TINY_STUDENT = {
     "teacher.curve": [1, 2],
 }
 TINY_HEAD = {key: value for key, value in TINY.items() if key.startswith(("run.", "data.", "sampling."))}
+TINY_RATIO = {key: value for key, value in TINY.items() if not key.startswith("critic.") and key != "actor.warmup_rounds"}
 TRAINERS = {
     "ac_flow": TINY,
+    "flow_grpo": {**TINY_RATIO, "actor.passes": 2},
     "latent_reward": {**TINY_HEAD, "head.width": 16, "head.passes": 1},
     "flash_dmd": TINY_STUDENT,
     "dmd2": {**TINY_STUDENT, "fake_per_student": 2},

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_models import close
 from tiny_sd3 import tiny_sd3
 from tiny_sdxl import tiny_sdxl
 
@@ -60,10 +61,6 @@ def inputs(model, rows=2):
     draw = torch.Generator().manual_seed(rows)
     x, sigma = torch.randn(rows, *model.latent_shape, generator=draw), torch.rand(rows, generator=draw)
     return x, sigma, model.encode(PROMPTS[:rows])
-
-
-def close(a, b, tolerance=1e-5):
-    return torch.allclose(a, b, atol=tolerance * b.abs().max().item(), rtol=0)
 
 
 def gradients(model, network=None, rows=2):
@@ -179,7 +176,7 @@ def test_what_does_not_compile_runs_plain_and_says_why_once(folder, caplog):
     def broken(graph, _):
         raise RuntimeError("no compiler here\nand more")
 
-    plain, model = SD3(folder, max_sequence_length=24), SD3(folder, max_sequence_length=24)
+    plain, model = model_of(folder, 2), model_of(folder, 2)
     compile_blocks(model.network, broken)
     for rows in (2, 3):
         assert torch.equal(gradients(model, rows=rows), gradients(plain, rows=rows))
