@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class Offloaded:
     """A frozen network whose weights are at home on the CPU, in pinned memory where the device is CUDA, so that copies are fast.
 
-    Buffers, which roles share, stay on the device. A visit copies the weights to the device and in the end forgets the copies: what is at home is the truth, and nothing travels
-    back. So a visit must end before the weights change, and no graph may outlive it. On a CPU nothing moves. Visits within a visit are one.
+    Buffers, which roles share, stay on the device. A visit copies the weights to the device and in the end forgets the copies: what is at
+    home is the truth, and nothing travels back. So a visit must end before the weights change, and no graph may outlive it. On a CPU
+    nothing moves. Visits within a visit are one.
 
     Args:
         device: where it visits.

@@ -93,9 +93,7 @@ class Config:
     actor: Actor = field(default_factory=Actor)
 
 
-ALARMS = (
-    Alarm("policy/clipped", "{value} of the ratios are clipped: most samples teach nothing. Raise actor.clip or lower actor.lr", above=0.95),
-)
+ALARMS = (Alarm("policy/clipped", "{value} of the ratios are clipped: most teach nothing. Raise actor.clip or lower actor.lr", above=0.95),)
 """What the ratios go wrong by; the bound is ours."""
 
 

@@ -7,7 +7,7 @@ it is not far below the clip range, clipping acts on noise.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def _replayed(policy: FlowPolicy, chain: Chain, seen: Trajectory, guidance: floa
 
 def words(lines: Sequence[Line], own: Precision, clip: float) -> str:
     """The report as a table for a terminal."""
-    head = f"weights {own.weights}, compute {own.compute}, combine {own.combine}, chain {own.chain}, storage {own.storage}; clip range {clip:g}"
+    head = ", ".join(f"{place} {kind}" for place, kind in asdict(own).items()) + f"; clip range {clip:g}"
     rows = [f"{'formats':34}{'guidance':>9}{'mean |dlogp|':>14}{'half batches':>14}{'beyond clip':>13}"]
     rows += [
         f"{line.formats:34}{line.guidance:>9g}{line.same_batch:>14.1e}{line.half_batch:>14.1e}{line.beyond:>13.1%}" for line in lines

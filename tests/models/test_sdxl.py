@@ -13,8 +13,8 @@ from genrl.chain import OdeChain
 from genrl.models.sd3 import ModelError, lora_config
 from genrl.models.sdxl import PREDICTIONS, SDXL
 from genrl.policy import ACTOR, OLD, REF, Adapters, Copies, FlowPolicy
-from genrl.rollout import denoise
 from genrl.precision import Precision
+from genrl.rollout import denoise
 from genrl.types import Conditioning
 
 PROMPTS = ["a red circle", "a circle a red"]
