@@ -49,17 +49,19 @@ PROMPT = "a red circle left of a blue square"
 
 FAST = {"cpu": Speed(compile=True), "cuda": Speed(kernels=True, cuda_graphs=True, attention="auto")}
 """What ours runs with: the settings of ``speed`` in a config."""
+TINY = Speed(kernels=True)
+"""What it runs with where only the harness is tried: compilation takes minutes."""
 
 
 class Case:
     """One network, size, batch and guidance, and every way to sample with it."""
 
-    def __init__(self, name: str, device: torch.device, side: int, batch: int, guidance: float, steps: int):
+    def __init__(self, name: str, device: torch.device, side: int, batch: int, guidance: float, steps: int, speed: Speed):
         self.device, self.batch, self.guidance, self.steps = device, batch, guidance, steps
         formats = Precision("bf16", "bf16") if device.type == "cuda" else Precision()
         options = {"precision": formats, "height": side, "width": side}
         self.plain_model = load(name, device, **options)
-        self.model = load(name, device, **options, speed=FAST[device.type])
+        self.model = load(name, device, **options, speed=speed)
         self.model.network.load_state_dict(self.plain_model.network.state_dict())
         self.policy = FlowPolicy(self.model, Copies(self.model.network, (ACTOR,)))
         self.texts = [PROMPT] * batch
@@ -170,9 +172,9 @@ class Case:
         return ((self.ours() - theirs).abs().max() / theirs.std()).item()
 
 
-def measure(name: str, device: torch.device, side: int, batch: int, guidance: float, steps: int, runs: int) -> dict[str, Any]:
+def measure(name: str, device: torch.device, side: int, batch: int, guidance: float, steps: int, runs: int, speed: Speed) -> dict[str, Any]:
     """A row of the result file."""
-    case = Case(name, device, side, batch, guidance, steps)
+    case = Case(name, device, side, batch, guidance, steps, speed)
     found = alternate(case.calls(), device, runs, warm=1)
     row: dict[str, Any] = {
         "model": name,
@@ -197,7 +199,7 @@ def measure(name: str, device: torch.device, side: int, batch: int, guidance: fl
     row["tflop_per_s"] = rate / 1e12
     row["mfu"] = rate / top if (top := peak(device)) else None
     row["of_measured_matmul"] = rate / matmul_rate(device, case.dtype, 8192 if device.type == "cuda" else 1024)
-    return row | {"runs_s": found, "settings": asdict(FAST[device.type]), "versions": versions(device)}
+    return row | {"runs_s": found, "settings": asdict(speed), "versions": versions(device)}
 
 
 COLUMNS = (
@@ -297,7 +299,8 @@ def main() -> None:
     rows = []
     for name, side, batch in plan(args, device):
         for guidance in args.guidance:
-            row = measure(name, device, side, batch, guidance, 2 if args.tiny else args.steps, 1 if args.tiny else args.runs)
+            steps, runs, speed = (2, 1, TINY) if args.tiny else (args.steps, args.runs, FAST[device.type])
+            row = measure(name, device, side, batch, guidance, steps, runs, speed)
             rows.append(row | {"kind": device.type})
             print(
                 f"{name} {side} px, batch {batch}, guidance {guidance:g}: {row['over_floor']:.3f} of the floor, "

@@ -34,6 +34,8 @@ from genrl.types import Batch, Prompt
 NAME = "train_step"
 MUST_HOLD = {"ac_flow": 1.2, "lora_mfu": 0.45}
 FAST = {"cpu": Speed(compile=True), "cuda": Speed(kernels=True, cuda_graphs=True, attention="auto")}
+TINY = Speed(kernels=True)
+"""Where only the harness is tried: compilation takes minutes."""
 TRAINERS = {"ac_flow": ac_flow, "flash_dmd": flash_dmd}
 
 
@@ -55,11 +57,10 @@ def settings_of(method: str, name: str, tune: str, batch: int) -> Any:
 class Side:
     """One of the two that learn: a model of its own, its optimisers, and a round's samples."""
 
-    def __init__(self, method: str, name: str, tune: str, batch: int, device: torch.device, side: int, fast: bool):
+    def __init__(self, method: str, name: str, tune: str, batch: int, device: torch.device, side: int, fast: Speed | None):
         self.device, self.fast, self.round = device, fast, 0
         settings = settings_of(method, name, tune, batch)
-        speed = FAST[device.type] if fast else Speed()
-        model = load(name, device, precision=settings.model.precision, height=side, width=side, speed=speed)
+        model = load(name, device, precision=settings.model.precision, height=side, width=side, speed=fast or Speed())
         torch.manual_seed(0)
         algorithm, self.policy = TRAINERS[method].build(settings, model)
         self.learner = Learner(self.policy, [replace(u, start=replace(u.start, round=0)) for u in algorithm.updates], 0)
@@ -106,21 +107,21 @@ def samples(model: Any, batch: int, device: torch.device, requires: Any) -> Batc
     return Batch(order // 4, order, x0, cond, used, (0,), tuple(Prompt(text) for text in prompts))
 
 
-def measure(method: str, name: str, tune: str, device: torch.device, side: int, batch: int, runs: int) -> dict[str, Any]:
+def measure(method: str, name: str, tune: str, device: torch.device, side: int, batch: int, runs: int, fast: Speed) -> dict[str, Any]:
     """A row of the result file."""
-    make = lambda fast: Side(method, name, tune, batch, device, side, fast)  # noqa: E731
+    make = lambda speed: Side(method, name, tune, batch, device, side, speed)  # noqa: E731
     if tune == "full" and device.type == "cuda":
         # two copies of every role and optimiser do not fit beside each other: one after the other
         found, peaks, operations = {}, {}, 0
         for what in ("plain", "ours"):
-            one = make(what == "ours")
+            one = make(fast if what == "ours" else None)
             found |= alternate({what: one.learn}, device, runs, warm=1)
             peaks[what] = one.peak_gib()
             operations = operations or flops(one.learn)
             del one
             torch.cuda.empty_cache()
     else:
-        plain, ours = make(False), make(True)
+        plain, ours = make(None), make(fast)
         found = alternate({"plain": plain.learn, "ours": ours.learn}, device, runs, warm=1)
         operations = flops(plain.learn)
         peaks = {"plain": plain.peak_gib(), "ours": ours.peak_gib()}
@@ -138,7 +139,7 @@ def measure(method: str, name: str, tune: str, device: torch.device, side: int, 
         "mfu": rate / top if top else None,
         "peak_gib": peaks,
         "runs_s": found,
-        "settings": asdict(FAST[device.type]),
+        "settings": asdict(fast),
         "versions": versions(device),
         "kind": device.type,
     }
@@ -206,7 +207,8 @@ def main() -> None:
     args = parser.parse_args()
     device, rows = torch.device(args.device), []
     for method, name, tune, side, batch in plan(args, device):
-        rows.append(measure(method, name, tune, device, side, batch, 1 if args.tiny else args.runs))
+        runs, fast = (1, TINY) if args.tiny else (args.runs, FAST[device.type])
+        rows.append(measure(method, name, tune, device, side, batch, runs, fast))
         row = rows[-1]
         if not args.tiny:
             keep(args.out, device.type, rows)

@@ -65,3 +65,30 @@ def test_results_say_where_they_come_from(path):
     for row in json.loads(path.read_text())["rows"]:
         assert {"command", "commit", "torch", "diffusers", "device", "seed"} <= row["versions"].keys()
         assert row["versions"]["command"].startswith("python benchmarks/")
+
+
+@pytest.mark.parametrize("name", ["chain", "train_step", "kernels", "speed_learning"])
+def test_the_tables_of_speed_are_what_their_results_say(monkeypatch, name):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    results, bench = (importlib.import_module(module) for module in ("_results", name))
+    shown = (ROOT / "README.md").read_text().split(results.begin(name))[1].split(results.END)[0]
+    assert shown.strip() == bench.table(json.loads((results.RESULTS / f"{name}.json").read_text())).strip()
+
+
+@pytest.mark.parametrize("name", ["chain", "train_step", "kernels"])
+def test_what_nobody_measured_is_not_guessed(monkeypatch, name):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module(name)
+    assert "GPU: not measured." in bench.table({"rows": []}) and "olds" not in bench.table({"rows": []})
+
+
+@pytest.mark.parametrize("name", ["chain", "train_step", "kernels"])
+def test_the_harness_runs_everything_on_a_cpu(monkeypatch, tmp_path, capsys, name):
+    """Every way to sample, learn or call a kernel, on the smallest case; nothing is written."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench, before = importlib.import_module(name), {path: path.read_bytes() for path in [*RESULTS, ROOT / "README.md"]}
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--device", "cpu", "--tiny"])
+    bench.main()
+    printed = capsys.readouterr().out
+    assert {"chain": "guidance 4.5", "train_step": "flash_dmd tiny", "kernels": "bias + GELU"}[name] in printed
+    assert before == {path: path.read_bytes() for path in before}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from genrl.algorithm import Algorithm
+from genrl.learner import TrainingError
 from genrl.models import skeletons
 from genrl.planner.clock import Times, measure
 from genrl.planner.rehearsal import Part, Rehearsed, Stage, rehearse
@@ -76,11 +77,13 @@ def plan(make: Make, *, chunk: int, rounds: int, device: torch.device, world: in
     if timed and here:
         try:
             with skeletons(cut=True):
-                cut = rehearse(*make(), **options)
+                algorithm, policy = make()
+                same = whole.weights == sum(weight.numel() for weight in policy.model.network.parameters())
+                cut = whole if same else rehearse(algorithm, policy, **options)
             with skeletons(device, cut=True):
                 times = measure(*make(), whole, cut, device=device)
-        except torch.OutOfMemoryError as error:
-            untimed = f"timing a few blocks ran out of memory: {str(error).splitlines()[0]}"
+        except (torch.OutOfMemoryError, TrainingError) as error:
+            untimed = f"the timing broke off: {str(error).splitlines()[0]}"
     return Plan(name, capacity, whole.parts, whole.stages, times, untimed)
 
 

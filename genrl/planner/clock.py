@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,24 +53,35 @@ def measure(
         seconds: what all timings together should take, about; beyond it fewer samples are played, down to two.
     """
     clock = _Clock(algorithm, policy, device)
-    share = seconds / ((REPEATS + 1) * max(len(cut.stages) - 1, 1))
-    pieces, plain, learning = {}, 0.0, 0.0
-    per_weight = clock.step_seconds()
-    for stage, full in zip(cut.stages, whole.stages, strict=True):
-        if not stage.pieces:
-            continue
+    pairs = [(small, large) for small, large in zip(cut.stages, whole.stages, strict=True) if small.pieces]
+    share, per_weight = seconds / ((REPEATS + 1) * len(pairs)), clock.step_seconds()
+    pieces = {}
+    for stage, _ in pairs:
         rows = clock.affordable(stage, share)
         taken = clock.seconds(clock.call(stage, rows)) * stage.rows / rows
-        if stage.steps:
-            taken = max(taken - per_weight * stage.weights, 0.1 * taken)
-            # the best rate is that of the network: small side networks do little in their time
-            learning = max(learning, stage.learning / max(taken - stage.plain / plain if plain else taken, 0.1 * taken))
-        else:
-            plain = max(plain, stage.plain / taken)
-        more = (full.plain - stage.plain) / plain if plain else 0.0
-        more += (full.learning - stage.learning) / learning if learning else 0.0
-        pieces[stage.name] = taken + more
+        # an optimiser's step is in it, and is counted apart
+        pieces[stage.name] = max(taken - per_weight * stage.weights, taken / 2) if stage.steps else taken
+    plain, learning = rates(pairs, pieces)
+    for stage, full in pairs:
+        if full.plain > stage.plain:
+            pieces[stage.name] += (full.plain - stage.plain) / plain
+        if full.learning > stage.learning:
+            pieces[stage.name] += (full.learning - stage.learning) / learning
     return Times(pieces, per_weight, plain, learning)
+
+
+def rates(pairs: Sequence[tuple[Stage, Stage]], pieces: Mapping[str, float]) -> tuple[float, float]:
+    """Operations per second of the cut network, without and with gradients; ``pairs`` of stages, cut and whole, ``pieces`` their seconds.
+
+    The best of the stages that the network has a part in: others have side networks and an autoencoder, which are slower.
+    """
+    plain = max(stage.plain / pieces[stage.name] for stage, _ in pairs if not stage.steps)
+    found = []
+    for stage, full in pairs:
+        if stage.steps and (full.learning > stage.learning or full is stage):
+            spent = pieces[stage.name]
+            found.append(stage.learning / max(spent - stage.plain / plain, spent / 3))
+    return plain, max(found, default=plain)
 
 
 class _Clock:

@@ -53,14 +53,14 @@ class Pretence(TorchFunctionMode):
         self.device = device
         self._cast: dict[Tensor, Tensor] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not torch.is_autocast_enabled("cpu"):
             self._cast.clear()
         elif func in LOW:
-            args, kwargs = tree_map(self._lowered, (args, dict(kwargs)))
+            args, kwargs = tree_map(self._lowered, (args, kwargs))
         elif func in HIGH and self.device == "cuda":
-            args, kwargs = tree_map(lambda value: value.float() if _castable(value) else value, (args, dict(kwargs)))
+            args, kwargs = tree_map(lambda value: value.float() if _castable(value) else value, (args, kwargs))
         return func(*args, **kwargs)
 
     def _lowered(self, value: Any) -> Any:
@@ -144,12 +144,10 @@ class Ledger(TorchDispatchMode):
         self.live = self.peak = self.plain = self.learning = 0
         self._known: dict[int, int] = {}
 
-    def hold(self, tensors: Iterable[Tensor]) -> int:
-        """Count tensors that were made before; returns the bytes that were new."""
-        before = self.live
+    def hold(self, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that were made before."""
         for tensor in tensors:
             self._see(tensor)
-        return self.live - before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
@@ -163,7 +161,7 @@ class Ledger(TorchDispatchMode):
         for value in tree_leaves(out):
             if isinstance(value, Tensor) and value.device.type == self.place:
                 self._see(value)
-        if formula := FORMULAS.get(func._overloadpacket):
+        if formula := FORMULAS.get(getattr(func, "_overloadpacket", func)):
             done = formula(*args, **kwargs, out_val=out)
             if torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
                 self.learning += done

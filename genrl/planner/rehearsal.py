@@ -82,7 +82,7 @@ def rehearse(algorithm: Algorithm, policy: FlowPolicy, *, chunk: int, rounds: in
         chunk: samples per forward pass of sampling; rounds: of the run, whose last one is played; world: processes.
         device: ``cuda`` or ``cpu``, what the tensors are taken to be on.
     """
-    rows = algorithm.prompts * algorithm.group_size // world
+    rows = algorithm.prompts // world * algorithm.group_size
     play = _Rehearsal(algorithm, policy, min(chunk, rows), rows, device)
     with play.running():
         parts = play.parts()
@@ -113,6 +113,8 @@ class _Rehearsal:
                 network = cast(Any, lent)
                 if getattr(network, "is_gradient_checkpointing", False):
                     network.enable_gradient_checkpointing(checkpoint(self.device))
+        gc.collect()
+        gc.freeze()  # collecting before every stage is then quick
         # on CUDA the fused kernels decide what is kept
         with (
             pretended(self.device),
@@ -121,7 +123,10 @@ class _Rehearsal:
             self._answers_once(),
             self.ledger,
         ):
-            yield
+            try:
+                yield
+            finally:
+                gc.unfreeze()
 
     # -- what stays
 
@@ -160,7 +165,7 @@ class _Rehearsal:
     def _hold(self, tensors: Sequence[Tensor]) -> int:
         """Tensors that stay; the bytes of those that were not counted yet."""
         self.ledger.hold(tensors)
-        fresh = {tensor.untyped_storage(): None for tensor in tensors}.keys() - {tensor.untyped_storage() for tensor in self.static}
+        fresh = {tensor.untyped_storage() for tensor in tensors} - {tensor.untyped_storage() for tensor in self.static}
         self.static += tensors
         return sum(storage.nbytes() for storage in fresh)
 

@@ -11,6 +11,7 @@ from genrl.planner.rehearsal import BEFORE, SHARED, STATES
 from genrl.policy import AVERAGE, OLD, REF
 
 GIB = 2**30
+LEGEND = "samples of a piece; kept from forward to backward; TFLOP and seconds of a whole round"
 NEARLY = 0.95
 """Share of a device's memory above which a run is said not to fit: what is left is CUDA's own, and lost between blocks."""
 
@@ -39,9 +40,9 @@ def _stays(plan: Plan) -> Table:
 
 
 def _stages(plan: Plan) -> Table:
-    table = Table(title="A round, stage by stage, predicted", title_justify="left")
-    for name in ("stage", "samples", "pieces", "peak GiB", "kept for backward GiB", "TFLOP a round", "seconds a round"):
-        table.add_column(name, justify="left" if name == "stage" else "right")
+    table = Table(title="A round, stage by stage, predicted", caption=LEGEND, title_justify="left", caption_justify="left")
+    for name in ("stage", "samples", "pieces", "peak GiB", "kept GiB", "TFLOP", "seconds"):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=name == "stage")
     for stage in plan.stages:
         seconds = f"{plan.times.of(stage):.2f}" if plan.times and stage.pieces else "-"
         operations = (stage.plain + stage.learning) * stage.pieces / stage.every
