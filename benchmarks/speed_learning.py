@@ -3,9 +3,9 @@
     python benchmarks/speed_learning.py            # three seeds of each row; runs are resumed or reused
     python benchmarks/speed_learning.py --readme   # only write README's table from the committed results
 
-``off``: nothing. ``on``: blocks compiled, states (were they recorded) in bf16, embeddings from disk, sliced decoding; on a CPU there is no more.
-Kernels that need no setting are in both. What is learned is within the spread of seeds if the mean gains differ by no more than the
-half width of the 95 % interval of ``off``.
+``off``: nothing. ``on``: blocks compiled, states (were they recorded) in bf16, embeddings from disk, sliced decoding; on a CPU there is
+no more. Kernels that need no setting are in both. A round has a quarter of the demo's samples, so that six runs end in minutes. What is
+learned is within the spread of seeds if the mean gains differ by no more than the half width of the 95 % interval of ``off``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from _results import RESULTS, ROOT, provenance, save, spread, train, write_readm
 NAME = "speed_learning"
 ROUNDS = 30
 COMMON = ["--run.rounds", str(ROUNDS), "--run.tracker", "none", "--evaluation.every_rounds", str(ROUNDS)]
-COMMON += ["--evaluation.images_per_prompt", "2", "--model.precision.storage"]
+COMMON += ["--data.prompts", "4", "--data.group_size", "8", "--actor.minibatch", "32", "--critic.minibatch", "32"]
+COMMON += ["--evaluation.prompts", "100", "--evaluation.images_per_prompt", "2", "--model.precision.storage"]
 CACHE = ["--speed.embeddings", str(ROOT / "runs" / "embeddings"), "--speed.vae", "slicing"]
 ROWS = {
     "off": [*COMMON, "fp32"],

@@ -52,7 +52,7 @@ def linear(layer: Any, x: Tensor) -> Tensor:
     base: Any = layer.get_base_layer()
     if layer.disable_adapters:
         return base(x)
-    kind = x.device.type
+    kind = "cpu" if x.is_meta else x.device.type  # as DiffusersModel.autocast has it
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
     if not _is_plain(layer, base) or base.weight.dtype != dtype:
         return layer(x)

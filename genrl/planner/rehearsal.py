@@ -6,7 +6,7 @@ import gc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -217,7 +217,7 @@ class _Rehearsal:
         rows = len(range(0, self.rows, max(1, self.rows // self.chunk)))
         loss: Any = update.loss
         with self._stage() as ledger:
-            loss.diagnose(self.policy, replace(self._batch(rows), stream=(0, 0, 0)))
+            loss.diagnose(self.policy, self._batch(rows))
         return Stage(f"{update.name}, on fresh samples", rows, 1, self._peak(), plain=ledger.plain, diagnosed=index)
 
     def learning(self, index: int, update: Update) -> Stage:
@@ -248,10 +248,9 @@ class _Rehearsal:
 
     def _minibatch(self, update: Update, rows: int) -> int:
         kept = Kept(self.static)
-        part = replace(self.batch, stream=(0, 0, 0)).index(torch.arange(rows))
         with kept.hooks():
-            loss = update.loss(self.policy, part).loss
-        torch.autograd.backward(loss)
+            output = update.loss(self.policy, self.batch.index(torch.arange(rows)))
+        torch.autograd.backward(output.loss)
         return kept.bytes
 
     @contextmanager

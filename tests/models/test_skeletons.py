@@ -92,7 +92,9 @@ def test_what_is_cut():
 def test_a_backbone_without_its_weights(tmp_path, no_weights):
     from transformers import SamConfig, SamVisionConfig
 
-    vision = SamVisionConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8, global_attn_indexes=[1])
+    vision = SamVisionConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8, global_attn_indexes=[1]
+    )
     SamConfig(vision_config=vision).save_pretrained(tmp_path)
     with skeletons():
         found = load_backbone("sam", str(tmp_path))

@@ -1,6 +1,6 @@
 """A round without data: bytes in closed form, and what LoRA, checkpointing, minibatch, 8 bits and offloading do to them."""
 
-from dataclasses import replace
+import json
 from functools import cache
 
 import pytest
@@ -21,7 +21,11 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return str(tiny_sd3(tmp_path_factory.mktemp("tiny")))
+    """Two blocks, of which only the configs are ever read."""
+    folder = tiny_sd3(tmp_path_factory.mktemp("tiny"))
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 2, "dual_attention_layers": []}))
+    return str(folder)
 
 
 def make(source, trainer="ac_flow", **changes):
@@ -78,8 +82,8 @@ def test_roles_that_a_loss_looks_at_are_in_its_operations(source):
     """Implicit weighting asks old, W2 asks ref, both without gradient."""
     without, with_ref = (stage(rehearsed(source, actor__beta=beta), "actor") for beta in (0.0, 0.15))
     assert with_ref.plain == pytest.approx(2 * without.plain, rel=0.01) and with_ref.learning == without.learning
-    # backward costs twice the forward, of all that has weights to learn
-    assert without.learning == pytest.approx(3 * without.plain, rel=0.05)
+    # backward costs twice the forward, attention two and a half times
+    assert 2.9 < without.learning / without.plain < 3.4
 
 
 def test_sampling_costs_its_steps_and_twice_with_guidance(source):
@@ -132,7 +136,7 @@ def test_eight_bits(source):
 
 
 def test_an_offloaded_role_is_there_only_while_it_is_used(source):
-    here, away = rehearsed(source), rehearsed(source, speed__offload=["ref", "average"])
+    here, away = rehearsed(source), rehearsed(source, speed__offload=("ref", "average"))
     weights = 4 * here.weights
     assert {part.name for part in away.parts if part.place == "cpu"} == {"ref", "average"}
     assert stage(here, "sampling").peak - stage(away, "sampling").peak == pytest.approx(2 * weights, rel=0.01), "old draws"
@@ -158,10 +162,10 @@ def test_every_trainer_can_be_rehearsed(source, trainer):
     assert [name for name in names if name in ("fake", "actor", "preference", "latent_reward")] == wanted
     assert all(stage.learning > 0 for stage in found.stages if stage.steps)
     if trainer == "flash_dmd":
-        # student, unguided; teacher with guidance; fake
-        actor = stage(found, "actor")
-        assert actor.plain == pytest.approx(actor.learning, rel=0.05), "three passes to look, and one forward and back"
-        assert stage(found, "preference").plain == pytest.approx(5 * actor.plain / 3, rel=0.05), "the anchor and four candidates"
+        steps, forward = 4, stage(found, "sampling").plain / stage(found, "sampling").rows
+        fake, actor, preference = (stage(found, name).plain / stage(found, name).rows for name in ("fake", "actor", "preference"))
+        # a teacher with guidance, and the fake; the anchor, four candidates, and their pictures
+        assert fake == 0 and actor == 3 * forward / steps and preference > 5 * forward / steps
 
 
 def rehearsed_once(source, trainer, changes):
@@ -185,13 +189,14 @@ def test_the_peak_of_an_update_is_that_of_real_tensors(source, changes):
     with skeletons("cpu"):
         _, algorithm, policy = make(source, **changes)
     update = algorithm.updates[-1]
-    batch = replace(batch_of(algorithm, policy, 16, torch.device("cpu")), stream=(0, 0, 0))
+    batch = batch_of(algorithm, policy, 16, torch.device("cpu"))
     with Ledger(place="cpu") as ledger, policy.only("actor"):
         networks = [policy.model.network, policy.model.vae, *policy.networks.values()]
         ledger.hold([t for network in networks for t in (*network.parameters(), *network.buffers())])
         ledger.hold([t for role in policy.storage.roles for t in policy.tensors(role).values()])
         ledger.hold([batch.x0, batch.cond.embeds, batch.cond.pooled, *batch.signal.values()])
-        update.loss(policy, batch.index(torch.arange(8))).loss.backward()
+        output = update.loss(policy, batch.index(torch.arange(8)))
+        output.loss.backward()
     states = sum(part.bytes for part in rehearsed(source, **changes).parts if part.name.startswith("optimizer"))
-    assert predicted.peak == pytest.approx(ledger.peak + states, rel=0.02)
+    assert predicted.peak == pytest.approx(ledger.peak + states, rel=0.001)
     assert ledger.peak > MIB / 4
