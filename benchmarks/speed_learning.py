@@ -52,8 +52,10 @@ def collect(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"figures": figures, "differences": differences, "half_width": (high - low) / 2, "holds": holds, "rows": rows}
 
 
-def table(content: dict[str, Any]) -> str:
-    """README's table."""
+def table(content: dict[str, Any] | None) -> str:
+    """README's table; without results it says so."""
+    if content is None:
+        return "Not measured."
     lines = ["| row | judge before | judge after | gain | difference from off | diversity kept |", "|---|---|---|---|---|---|"]
     for row, found in content["figures"].items():
         mean = {name: figure["mean"] for name, figure in found.items()}
@@ -80,7 +82,7 @@ def main() -> None:
         rows = [one(row, seed) for seed in args.seeds for row in args.rows]
         if args.rows == list(ROWS):
             save(path, collect(rows))
-    write_readme(NAME, table(json.loads(path.read_text())))
+    write_readme(NAME, table(json.loads(path.read_text()) if path.exists() else None))
 
 
 if __name__ == "__main__":

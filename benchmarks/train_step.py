@@ -190,7 +190,7 @@ def plan(args: argparse.Namespace, device: torch.device) -> list[tuple[str, str,
     if args.tiny:
         return [(method, "tiny", "full", 64, 8) for method in args.methods]
     if device.type == "cpu":
-        return [(method, "tiny", "full", 64, batch) for method, batch in zip(("ac_flow", "flash_dmd"), (64, 32), strict=True)]
+        return [(method, "tiny", "full", 64, batch) for method, batch in (("ac_flow", 64), ("flash_dmd", 32)) if method in args.methods]
     size = lambda tune: args.batch if tune == "lora" else min(args.batch, 16)  # noqa: E731
     return [(method, "sd3.5_medium", tune, 512, size(tune)) for tune in args.tunes for method in args.methods]
 

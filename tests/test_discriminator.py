@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_only_the_heads_are_the_modules_own():
     judge = PixelDiscriminator(backbone, 16)
     own = {*judge.state_dict(), *dict(judge.named_parameters()), *dict(judge.named_buffers())}
     assert own and all(name.startswith("heads.") for name in own)
-    policy = FlowPolicy(None, Copies(nn.Linear(1, 1), (ACTOR,)), {DISCRIMINATOR: judge})
+    policy = FlowPolicy(SimpleNamespace(precision=None), Copies(nn.Linear(1, 1), (ACTOR,)), {DISCRIMINATOR: judge})
     assert set(policy.tensors(DISCRIMINATOR)) == own, "what a checkpoint keeps"
     before = copy.deepcopy(backbone.state_dict())
     judge.train().requires_grad_(True)

@@ -272,17 +272,17 @@ def test_the_count_of_network_passes_is_what_the_losses_ask_for(cost, model, mon
     arguments = ["--config", str(ROOT / "configs" / trainer / "shapes.yaml"), *(f"--{key}={value}" for key, value in options.items())]
     settings = config.load(module.Config, arguments)
     algorithm, policy = module.build(settings, generator)
-    passes, velocity, features = [0.0], policy.velocity, policy.features
+    passes, answer, features = [0.0], policy.answer, policy.features
 
-    def counted(x, sigma, cond, role=ACTOR, guidance=1.0):
+    def counted(x, sigma, cond, role, guidance):
         passes[0] += len(x) * (1 if guidance == 1 else 2)
-        return velocity(x, sigma, cond, role, guidance)
+        return answer(x, sigma, cond, role, guidance)
 
     def looked(x, sigma, cond, role):
         passes[0] += cost.FEATURES * len(x)
         return features(x, sigma, cond, role)
 
-    monkeypatch.setattr(policy, "velocity", counted)
+    monkeypatch.setattr(policy, "answer", counted)
     monkeypatch.setattr(policy, "features", looked)
     learner, steps, samples = Learner(policy, algorithm.updates, 0), 0, 0
     own = {"role": ACTOR, "key": (0,), "samples": range(len(prompts)), "groups": range(len(prompts))}
