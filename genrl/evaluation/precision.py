@@ -110,7 +110,5 @@ def words(lines: Sequence[Line], own: Precision, clip: float) -> str:
     """The report as a table for a terminal."""
     head = ", ".join(f"{place} {kind}" for place, kind in asdict(own).items()) + f"; clip range {clip:g}"
     rows = [f"{'formats':34}{'guidance':>9}{'mean |dlogp|':>14}{'half batches':>14}{'beyond clip':>13}"]
-    rows += [
-        f"{line.formats:34}{line.guidance:>9g}{line.same_batch:>14.1e}{line.half_batch:>14.1e}{line.beyond:>13.1%}" for line in lines
-    ]
+    rows += [f"{line.formats:34}{line.guidance:>9g}{line.same_batch:>14.1e}{line.half_batch:>14.1e}{line.beyond:>13.1%}" for line in lines]
     return "\n".join([head, *rows])
