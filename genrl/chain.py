@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -73,7 +74,7 @@ class OdeChain:
 
 
 @dataclass(frozen=True)
-class _Stochastic:
+class _Stochastic(ABC):
     """Noise of strength ``eta`` at the steps ``window`` (all of them if empty), Euler steps elsewhere (MixGRPO's window).
 
     Raises:
@@ -96,8 +97,9 @@ class _Stochastic:
             return Law(1.0, self.sigmas[step + 1] - self.sigmas[step])
         return self._noisy(step, self.sigmas[step], self.sigmas[step + 1])
 
+    @abstractmethod
     def _noisy(self, step: int, sigma: float, after: float) -> Law:
-        raise NotImplementedError
+        """The law of a stochastic step between two levels."""
 
 
 @dataclass(frozen=True)

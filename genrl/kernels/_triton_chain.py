@@ -36,6 +36,16 @@ def _velocity(v, row, rows, count, place, mask, guidance, GUIDED: tl.constexpr, 
 
 
 @triton.jit
+def _mean(
+    x, v, row, rows, count, place, mask, keep, move, guidance, GUIDED: tl.constexpr, COMBINE: tl.constexpr, CHAIN: tl.constexpr
+):  # fmt: skip
+    """The mean of the next state there, in float32 after its rounding."""
+    velocity = _velocity(v, row, rows, count, place, mask, guidance, GUIDED, COMBINE)
+    mean = keep * tl.load(x + row * count + place, mask=mask, other=0.0).to(tl.float32) + move * velocity
+    return mean.to(CHAIN).to(tl.float32)
+
+
+@triton.jit
 def _step(
     x, v, after, sums, seeds, rows, count, quarter, keep, move, std, guidance,
     GUIDED: tl.constexpr, NOISY: tl.constexpr, COMBINE: tl.constexpr, CHAIN: tl.constexpr, STORAGE: tl.constexpr, BLOCK: tl.constexpr,
@@ -48,9 +58,7 @@ def _step(
     for j in tl.static_range(4):
         place = j * quarter + q
         mask = (q < quarter) & (place < count)
-        velocity = _velocity(v, row, rows, count, place, mask, guidance, GUIDED, COMBINE)
-        mean = keep * tl.load(x + row * count + place, mask=mask, other=0.0).to(tl.float32) + move * velocity
-        mean = mean.to(CHAIN).to(tl.float32)
+        mean = _mean(x, v, row, rows, count, place, mask, keep, move, guidance, GUIDED, COMBINE, CHAIN)
         new = mean
         if NOISY:
             new = mean + std * n[j]
@@ -71,9 +79,7 @@ def _residuals(
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
-    velocity = _velocity(v, row, rows, count, place, mask, guidance, GUIDED, COMBINE)
-    mean = keep * tl.load(x + row * count + place, mask=mask, other=0.0).to(tl.float32) + move * velocity
-    mean = mean.to(CHAIN).to(tl.float32)
+    mean = _mean(x, v, row, rows, count, place, mask, keep, move, guidance, GUIDED, COMBINE, CHAIN)
     residual = tl.where(mask, tl.load(after + row * count + place, mask=mask, other=0.0).to(tl.float32) - mean, 0.0)
     tl.store(sums + row * tl.num_programs(1) + tl.program_id(1), tl.sum(residual * residual, 0))
 
@@ -86,9 +92,7 @@ def _gradient(
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = place < count
-    velocity = _velocity(v, row, rows, count, place, mask, guidance, GUIDED, COMBINE)
-    mean = keep * tl.load(x + row * count + place, mask=mask, other=0.0).to(tl.float32) + move * velocity
-    mean = mean.to(CHAIN).to(tl.float32)
+    mean = _mean(x, v, row, rows, count, place, mask, keep, move, guidance, GUIDED, COMBINE, CHAIN)
     residual = tl.load(after + row * count + place, mask=mask, other=0.0).to(tl.float32) - mean
     gradient = residual * (scale * tl.load(upstream + row))
     if GUIDED:
