@@ -5,29 +5,12 @@ import shutil
 
 import pytest
 import torch
-from tiny_models import PROMPTS, TINY, load, velocity
-from tiny_sd3 import tiny_sd3
+from tiny_models import PROMPTS, load, velocity
 
 from genrl.config import Speed
 from genrl.models import _embeddings
 from genrl.models._diffusers import ModelError
 from genrl.models.sd3 import SD3
-from genrl.models.sdxl import SDXL
-
-
-@pytest.fixture(scope="module", params=[SD3, SDXL])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def folder(kind, tmp_path_factory):
-    return str(TINY[kind](tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="module")
-def sd3(tmp_path_factory):
-    return str(tiny_sd3(tmp_path_factory.mktemp("sd3")))
 
 
 @pytest.fixture

@@ -2,31 +2,14 @@
 
 import pytest
 import torch
-from tiny_models import PROMPTS, TINY, close, gradient, load, velocity
-from tiny_sd3 import tiny_sd3
+from tiny_models import PROMPTS, close, gradient, load, velocity
 
 from genrl.config import Speed
 from genrl.models._diffusers import ModelError
 from genrl.models._graphs import Graphs, adapter_of
 from genrl.models.sd3 import SD3, lora_config
-from genrl.models.sdxl import SDXL
 from genrl.policy import ACTOR, OLD, REF, Adapters, FlowPolicy
 from genrl.types import Conditioning
-
-
-@pytest.fixture(scope="module", params=[SD3, SDXL])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def folder(kind, tmp_path_factory):
-    return str(TINY[kind](tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="module")
-def sd3(tmp_path_factory):
-    return str(tiny_sd3(tmp_path_factory.mktemp("sd3")))
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.models import attention_processor
-from tiny_models import TINY, close, gradient, load, velocity
-from tiny_sd3 import tiny_sd3
+from tiny_models import close, gradient, load, velocity
 
 from genrl.config import ConfigError, Speed
 from genrl.models import _attention
@@ -20,21 +19,6 @@ from genrl.models.sdxl import SDXL
 from genrl.policy import ACTOR, OLD, REF, Copies
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module", params=[SD3, SDXL])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def folder(kind, tmp_path_factory):
-    return str(TINY[kind](tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="module")
-def sd3(tmp_path_factory):
-    return str(tiny_sd3(tmp_path_factory.mktemp("sd3")))
 
 
 # -- attention
