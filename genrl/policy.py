@@ -186,15 +186,7 @@ class FlowPolicy:
 
         Guidance g combines ``v_0 + g (v_c - v_0)`` with the unconditional ``v_0``; both branches are one forward pass.
         """
-        return self.branches(x, sigma, cond, role, guidance)[0]
-
-    def branches(self, x: Tensor, sigma: Sigma, cond: Conditioning, role: str = ACTOR, guidance: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The guided velocity and the plain conditional one, from one forward pass; the same tensor when guidance is 1."""
-        both = self.answer(x, sigma, cond, role, guidance)
-        if guidance == 1.0:
-            v = both.float()
-            return v, v
-        return guided(both, guidance, self.precision.dtype("combine")), both[len(x) :].float()
+        return guided(self.answer(x, sigma, cond, role, guidance), guidance, self.precision.dtype("combine"))
 
     def answer(self, x: Tensor, sigma: Sigma, cond: Conditioning, role: str, guidance: float) -> Tensor:
         """What the network says before guidance is applied, in its own format: ``[B, ...]`` without guidance, else ``[2B, ...]``, the

@@ -48,9 +48,9 @@ def test_guidance_combines_the_two_branches():
     policy = FlowPolicy(model, Copies(model.network, (ACTOR,)))
     x, cond = torch.zeros(3, 1, 1, 1), Conditioning(torch.zeros(3, 1, 1), torch.tensor([[5.0], [6.0], [7.0]]))
     assert policy.velocity(x, 0.5, cond).flatten().tolist() == [5, 6, 7] and model.calls == 1
-    guided, plain = policy.branches(x, 0.5, cond, guidance=3.0)
-    assert guided.flatten().tolist() == [2 + 3 * (c - 2) for c in (5, 6, 7)] and plain.flatten().tolist() == [5, 6, 7]
+    assert policy.velocity(x, 0.5, cond, guidance=3.0).flatten().tolist() == [2 + 3 * (c - 2) for c in (5, 6, 7)]
     assert model.calls == 2, "both branches are one forward pass"
+    assert policy.answer(x, 0.5, cond, ACTOR, 3.0).flatten().tolist() == [2, 2, 2, 5, 6, 7]
 
 
 def test_an_unknown_role_is_named(policy):
