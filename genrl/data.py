@@ -1,7 +1,7 @@
 """Prompt sets, and which prompts a round draws.
 
 A prompt file is ``.txt`` (a prompt a line), ``.jsonl`` (objects with "prompt", optionally "category", the rest is
-metadata) or ``.csv`` with a "prompt" column. ``shapes/train`` and ``shapes/held_out`` ship inside the package.
+metadata) or ``.csv`` with a "prompt" column. The sets of ``BUILT_IN`` ship inside the package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,15 @@ from PIL import Image, ImageOps
 from genrl import seeds
 from genrl.types import Conditioning, Prompt
 
-BUILT_IN = {name: ("genrl.worlds.shapes", f"assets/prompts/{name.split('/')[1]}.jsonl") for name in ("shapes/train", "shapes/held_out")}
+BUILT_IN = {
+    "mini": ("genrl.prompts", "mini.jsonl"),
+    "compose": ("genrl.prompts", "compose.jsonl"),
+    "text": ("genrl.prompts", "text.jsonl"),
+    "shapes": ("genrl.worlds.shapes", "assets/prompts/held_out.jsonl"),
+    "shapes/train": ("genrl.worlds.shapes", "assets/prompts/train.jsonl"),
+    "shapes/held_out": ("genrl.worlds.shapes", "assets/prompts/held_out.jsonl"),
+}
+"""Name of a prompt set -> package and file in it; ``shapes`` is another name of ``shapes/held_out``."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 

@@ -45,6 +45,12 @@ def test_built_in_sets_carry_targets():
     assert json.dumps(prompts[0].metadata["objects"]) and prompts[0].category
 
 
+@pytest.mark.parametrize(("name", "count"), [("mini", 64), ("compose", 240), ("text", 64), ("shapes", 300), ("shapes/train", 2020)])
+def test_built_in_sets_are_had_by_name(name, count):
+    prompts = load_prompts(name)
+    assert len(prompts) == count == len({prompt.text for prompt in prompts}) and all(prompt.category for prompt in prompts)
+
+
 def test_rounds_walk_through_shuffled_epochs():
     drawn = [i for round_ in range(10) for i in prompts_of_round(20, 6, seed=1, round_=round_)]
     assert [sorted(drawn[k : k + 20]) for k in (0, 20, 40)] == [list(range(20))] * 3

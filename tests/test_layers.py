@@ -16,8 +16,8 @@ LINES = [
     "types path seeds config",
     "chain feedback alarms pixels image_stats rules",
     "policy critic discriminator reward data mix",
-    "preference remote",
-    "pool",
+    "preference remote prompts",
+    "pool prompt_sets",
     "rollout",
     "losses",
     "algorithm",
@@ -25,7 +25,7 @@ LINES = [
     "recorder learner preview task",
     "trainer",
     "models worlds",
-    "doctor planner",
+    "doctor planner comparison",
     "cli trainers rewards",
 ]
 LINE = {module: number for number, line in enumerate(LINES) for module in line.split()}

@@ -44,6 +44,7 @@ def expected(tree: Path) -> set[str]:
         wanted |= set((tree / folder).rglob("*.py"))
     wanted |= set((tree / "configs").rglob("*.yaml"))
     wanted |= set((tree / "genrl/evaluation").rglob("*.j2"))
+    wanted |= set((tree / "genrl/prompts").rglob("*.jsonl"))
     wanted |= {path for path in (tree / ASSETS).rglob("*") if path.is_file()}
     names = {path.relative_to(tree).as_posix() for path in wanted}
     return {f"genrl/{name}" if name.split("/")[0] in MAPPED else name for name in names}
