@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
+from genrl.cli import evaluate, rewards, runs
+from genrl.cli.rewards import NAME
 from genrl.precision import DTYPES
 
 
@@ -30,9 +30,8 @@ def main(arguments: list[str] | None = None) -> None:
     sub.add_argument("images", nargs="+", type=Path)
     sub.add_argument("--prompt", required=True, help="the prompt of all these pictures")
     sub.set_defaults(call=score)
-    sub = commands.add_parser("report", help="write a run's report.html again")
-    sub.add_argument("run", type=Path)
-    sub.set_defaults(call=report)
+    evaluate.add_command(commands.add_parser("evaluate", help="compare models, or folders of pictures, on the same prompts and seeds"))
+    runs.add_commands(commands)
     sub = commands.add_parser("precision-report", help="how far number formats push probability ratios off 1, against their clip range")
     sub.add_argument("model", help='a diffusers folder, a hub id, "shapes" or "shapes_sdxl"')
     sub.add_argument("prompts", nargs="*", default=["a red circle left of a blue square", "two green triangles"])
@@ -43,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     sub.add_argument("--compute", choices=list(DTYPES), default="", help="the network's format; by default bf16 on a GPU, fp32 elsewhere")
     sub.add_argument("--size", type=int, default=0, help="pixels; 0 is the model's own")
     sub.set_defaults(call=precision_report)
-    rewards_commands(commands.add_parser("rewards", help="list, look up, examine and serve rewards"))
+    rewards.add_commands(commands.add_parser("rewards", help="list, look up, examine and serve rewards"))
     sub = commands.add_parser("config", help="print a trainer's settings with their defaults")
     sub.add_argument("trainer", help="ac_flow, flow_grpo, flash_dmd, dmd2 or latent_reward")
     sub.set_defaults(call=config)
@@ -113,78 +112,6 @@ def score(args: argparse.Namespace) -> None:
         with Image.open(path) as picture:
             print(f"{pool.score(from_pil([picture]), [args.prompt], [{}])[args.reward].item():.4f}  {path}")
     pool.close()
-
-
-def report(args: argparse.Namespace) -> None:
-    from genrl.evaluation.report import write_report
-
-    print(write_report(args.run))
-
-
-def rewards_commands(parser: argparse.ArgumentParser) -> None:
-    """``genrl rewards list | info | doctor | serve``."""
-    parser.set_defaults(call=rewards_list)
-    commands = parser.add_subparsers(metavar="command")
-    commands.add_parser("list", help="those known by name (the default); imports none of them").set_defaults(call=rewards_list)
-    sub = commands.add_parser("info", help="what a reward says of itself: kind, bounds, weights, licence, options")
-    sub.add_argument("reward", help=NAME)
-    sub.set_defaults(call=rewards_info)
-    sub = commands.add_parser("doctor", help="load a reward and see whether it is what it says; exit code 1 if not")
-    sub.add_argument("reward", help=NAME)
-    sub.add_argument("--options", type=_json, default={}, help="the reward's options, as JSON")
-    sub.add_argument("--size", type=int, default=512, help="side of the pictures it is shown")
-    sub.add_argument("--pictures", type=Path, help='pictures of your own: JSON lines with "image", "prompt", and metadata')
-    sub.set_defaults(call=rewards_doctor)
-    sub = commands.add_parser("serve", help="answer over HTTP, for the reward named http")
-    sub.add_argument("reward", help=NAME)
-    sub.add_argument("--options", type=_json, default={}, help="the reward's options, as JSON")
-    sub.add_argument("--host", default="127.0.0.1", help="other addresses than this machine's own need a token")
-    sub.add_argument("--port", type=int, default=8765)
-    sub.add_argument("--token-env", default="", help="environment variable that holds the token clients must send")
-    sub.add_argument("--max-mb", type=int, default=256, help="largest request")
-    sub.set_defaults(call=rewards_serve)
-
-
-NAME = "a name (see genrl rewards), package.module:Name or file.py:Name"
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError('wants an object: {"model": "path"}')
-    return found
-
-
-def rewards_list(args: argparse.Namespace) -> None:
-    from genrl.reward import reward_names
-
-    for name, where in sorted(reward_names().items()):
-        print(f"{name:20}{where}")
-
-
-def rewards_info(args: argparse.Namespace) -> None:
-    from genrl.reward import describe
-
-    print(describe(args.reward))
-
-
-def rewards_doctor(args: argparse.Namespace) -> None:
-    from genrl.doctor import examine
-
-    findings = examine(args.reward, args.options, args.size, args.pictures)
-    for finding in findings:
-        print(f"{finding.status:5} {finding.check:18}{finding.words}")
-    if any(finding.status == "fail" for finding in findings):
-        raise SystemExit(1)
-
-
-def rewards_serve(args: argparse.Namespace) -> None:
-    from genrl.remote.server import serve
-
-    serve(args.reward, args.options, args.host, args.port, args.token_env, args.max_mb)
 
 
 def config(args: argparse.Namespace) -> None:

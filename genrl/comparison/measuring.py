@@ -1,0 +1,217 @@
+"""Everything that is measured of a subject's pictures: rewards, diversity within prompts, and distances between sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from genrl.comparison.pictures import DRAWN, by_prompt
+from genrl.data import PICTURES, PromptError
+from genrl.evaluation.distances import Statistics, cmmd, frechet, frechet_note, frechet_of_statistics, kid, prdc
+from genrl.evaluation.diversity import feature_diversity, layout_diversity, vendi
+from genrl.models.features import Lpips, check_name, extractor
+from genrl.pixels import from_pil
+from genrl.pool import RewardPool
+from genrl.types import Prompt
+
+LPIPS = "lpips"
+KID_ROWS = 1000
+NEIGHBOURS = 5
+"""k of precision, recall, density and coverage."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What sets of pictures are compared with: features of pictures, or statistics kept from an earlier time (Frechet distance alone).
+
+    ``groups`` numbers rows that depend on each other, as the pictures of a prompt do; None where each stands alone.
+    """
+
+    name: str
+    features: Mapping[str, Tensor]
+    statistics: Mapping[str, Statistics]
+    images: int
+    groups: Sequence[int] | None = None
+
+
+def scores(pool: RewardPool, folder: Path, prompts: Sequence[Prompt], images: int) -> dict[str, np.ndarray]:
+    """Raw scores ``label -> [P, N]``; NaN where a reward could not score.
+
+    Raises:
+        RewardError: a reward failed, or could score too few.
+    """
+    scoring = pool.begin()
+    for place, pictures in enumerate(by_prompt(folder, len(prompts), images)):
+        prompt, group = prompts[place], torch.full((images,), place)
+        scoring.add(pictures, [prompt.text] * images, [prompt.metadata] * images, group)
+    found = scoring.result()
+    pool.require_valid(found)
+    return {label: values.view(len(prompts), images).double().numpy() for label, values in found.items()}
+
+
+class Extraction:
+    """Features of folders, each picture once: kept in files that are read again if folder and network are the same.
+
+    Args:
+        names: those of ``genrl.models.features``, and ``lpips``.
+        kept: folder of the files; device: where networks run.
+
+    Raises:
+        ModelError: an unknown name. Networks are loaded when they are first asked for.
+    """
+
+    def __init__(self, names: Sequence[str], kept: Path, device: str = "auto"):
+        self.names = [name for name in names if name.partition(":")[0] != LPIPS]
+        self.nets = [name.partition(":")[2] or "alex" for name in names if name.partition(":")[0] == LPIPS]
+        for name in self.names:
+            check_name(name)
+        self.kept, self.device = kept, device
+        self._extractors: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._lpips: Lpips | None = None
+
+    def of(self, label: str, stamp: str, pictures: Callable[[], Any]) -> dict[str, Tensor]:
+        """Features ``name -> [M, D]`` of all pictures that an iterable of ``[B, 3, H, W]`` gives; ``stamp`` says which these are."""
+        found = {}
+        for name in self.names:
+            key = hashlib.sha256(f"{name}\n{stamp}".encode()).hexdigest()[:16]
+            path = self.kept / f"{label}-{key}.safetensors"
+            if not path.is_file():
+                network = self._extractors.setdefault(name, extractor(name, self.device))
+                self.kept.mkdir(parents=True, exist_ok=True)
+                save_file({"features": torch.cat([network(part) for part in pictures()]).contiguous()}, path)
+            found[name] = load_file(path)["features"]
+        return found
+
+    def lpips(self, images: Tensor) -> float:
+        if self._lpips is None:
+            self._lpips = Lpips(self.nets[0], self.device)
+        return self._lpips(images)
+
+
+def stamp(folder: Path) -> str:
+    """What says which pictures a folder of a subject holds."""
+    drawn = folder / DRAWN
+    files = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(folder.glob("*.png"))]
+    return hashlib.sha256("\n".join([drawn.read_text() if drawn.is_file() else "", *files]).encode()).hexdigest()
+
+
+def diversity(
+    folder: Path, prompts: int, images: int, features: Mapping[str, Tensor], lpips: Callable[[Tensor], float] | None
+) -> dict[str, np.ndarray]:
+    """How different the pictures of each prompt are, ``metric -> [P]``: empty for one picture a prompt."""
+    if images < 2:
+        return {}
+    found: dict[str, list[float]] = {"layout": []}
+    for pictures in by_prompt(folder, prompts, images):
+        found["layout"].append(layout_diversity(pictures))
+        if lpips:
+            found.setdefault(LPIPS, []).append(lpips(pictures))
+    for name, values in features.items():
+        groups = values.view(prompts, images, -1)
+        found[name] = [feature_diversity(group) for group in groups]
+        found[f"vendi/{name}"] = [vendi(group) for group in groups]
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def distances(features: Mapping[str, Tensor], reference: Reference | None, images: int) -> dict[str, dict[str, Any]]:
+    """Numbers of a whole set, ``metric -> {"value", "note"}``: its Vendi score, and how far it is from the reference."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, rows in features.items():
+        found[f"vendi/{name}"] = {"value": vendi(rows), "note": f"effective number of different pictures among {len(rows)}"}
+        if reference is None:
+            continue
+        if name in reference.features:
+            found |= _to_pictures(name, rows, reference, images)
+        elif name in reference.statistics:
+            known, real = Statistics.of(rows), reference.statistics[name]
+            value = frechet_of_statistics(known.mean, known.covariance, real.mean, real.covariance)
+            found[_frechet_name(name)] = {"value": value, "note": frechet_note(min(len(rows), reference.images), rows.shape[1])}
+    return found
+
+
+def _to_pictures(name: str, rows: Tensor, reference: Reference, images: int) -> dict[str, dict[str, Any]]:
+    real = reference.features[name]
+    smaller = min(len(rows), len(real))
+    size = min(KID_ROWS, smaller)
+    own = [row // images for row in range(len(rows))]
+    # pictures of the reference belong to prompts, too, if it is a subject; else each is its own
+    theirs = reference.groups or [-1 - row for row in range(len(real))]
+    mean, deviation = kid(rows, real, size=size, groups=(own, theirs))
+    note = frechet_note(smaller, rows.shape[1])
+    found = {
+        _frechet_name(name): {"value": frechet(rows, real), "note": note},
+        f"kid/{name}": {"value": mean, "note": f"standard deviation over subsets of {size}: {deviation:.2g}"},
+    }
+    if name.startswith("clip"):
+        paper = "" if name.startswith("clip_336") else "; the paper's network is clip_336"
+        found[f"cmmd/{name}"] = {"value": cmmd(rows, real), "note": f"of {len(rows)} and {len(real)} pictures{paper}"}
+    if smaller > NEIGHBOURS:
+        for metric, value in prdc(real, rows, NEIGHBOURS)._asdict().items():
+            found[f"{metric}/{name}"] = {"value": value, "note": f"k = {NEIGHBOURS}"}
+    return found
+
+
+def _frechet_name(name: str) -> str:
+    known = {"inception": "fid", "inception_patch": "patch_fid", "dinov2": "fd_dinov2"}
+    return known.get(name, f"fd/{name}")
+
+
+def reference_of(source: str, extraction: Extraction, base: str, features: Mapping[str, Tensor], images: int) -> Reference | None:
+    """What the sets are compared with.
+
+    Args:
+        source: ``base`` for the base's own pictures, ``none``, a folder of pictures, or one of statistics, ``<features>.safetensors`` each,
+            as an evaluation against pictures leaves in ``features/reference``.
+        base, features, images: the base's label, features, and images of each prompt.
+
+    Raises:
+        PromptError: see ``look``.
+    """
+    if source == "none":
+        return None
+    if source == "base":
+        rows = next(iter(features.values()), torch.empty(0, 0))
+        return Reference(base, features, {}, len(rows), [row // images for row in range(len(rows))])
+    files, kept = look(source, extraction.names)
+    if not files:
+        return Reference(source, {}, kept, min(one.count for one in kept.values()))
+    names = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
+    rows = extraction.of("reference", names, lambda: _read(files))
+    for name, values in rows.items():
+        Statistics.of(values).save(extraction.kept / "reference" / statistics_file(name))
+    return Reference(source, rows, {}, len(files))
+
+
+def look(source: str, names: Sequence[str]) -> tuple[list[Path], dict[str, Statistics]]:
+    """Pictures and statistics in the folder of a reference; none for ``base`` and ``none``.
+
+    Raises:
+        PromptError: no such folder, or neither pictures nor statistics in it.
+    """
+    if source in ("base", "none"):
+        return [], {}
+    path = Path(source).expanduser()
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES) if path.is_dir() else []
+    kept = {name: Statistics.load(file) for name in names if (file := path / statistics_file(name)).is_file()}
+    if not files and not kept:
+        raise PromptError(f"no reference {source!r}: give a folder of pictures, one of <features>.safetensors statistics, base or none")
+    return files, kept
+
+
+def statistics_file(name: str) -> str:
+    return f"{name.partition(':')[0]}.safetensors"
+
+
+def _read(files: Sequence[Path]) -> Iterator[Tensor]:
+    for file in files:
+        with Image.open(file) as picture:
+            yield from_pil([picture])

@@ -1,0 +1,213 @@
+"""The pictures of each subject on disk: drawn once, kept, and read back one prompt at a time.
+
+``models/<label>/00007-2.png`` is image 2 of the prompt in place 7, and ``drawn.json`` beside them says how they came about. What is there
+and was drawn the same way is not drawn again, so an evaluation that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from genrl.comparison.subjects import Subject, SubjectError
+from genrl.data import PICTURES
+from genrl.models.drawing import Painter
+from genrl.pixels import from_pil, to_pil
+from genrl.types import Prompt
+
+DRAWN = "drawn.json"
+INDEX = "images.jsonl"
+"""In a folder of pictures drawn elsewhere: lines {"image": name, "prompt": text}."""
+OURS = re.compile(r"(\d+)-(\d+)$")
+
+
+def seed_of(seed: int, prompt: str, image: int) -> int:
+    """The seed of an image: the same for a prompt in every model and whatever prompts stand beside it; below 2^63."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{image}\n{prompt}".encode()).digest()[:8], "big") >> 1
+
+
+def name_of(place: int, image: int) -> str:
+    return f"{place:05d}-{image}.png"
+
+
+def draw(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    images: int,
+    seed: int,
+    folder: Path,
+    batch: int = 16,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Draw what is missing into ``folder``; returns the record of the subject for the result.
+
+    Args:
+        images: of each prompt; batch: images per call of the pipeline. tell: hears how far it is.
+
+    Raises:
+        ModelError: the model cannot be loaded or called; SubjectError: a picture folder that does not have what is asked for.
+    """
+    if subject.kind == "pictures":
+        return adopt(subject, prompts, images, folder)
+    painter = Painter(subject.source, subject.settings, subject.lora, device, dtype)
+    how = {
+        "sha256": painter.sha256(),
+        "settings": painter.used,
+        "seed": seed,
+        "dtype": str(dtype).removeprefix("torch."),
+        "prompts": hashlib.sha256("\n".join(p.text for p in prompts).encode()).hexdigest(),
+    }
+    record, missing = _kept(folder, how), []
+    for place in range(len(prompts)):
+        missing += [(place, image) for image in range(images) if not (folder / name_of(place, image)).is_file()]
+    clock = record.get("seconds", [])
+    for start in range(0, len(missing), batch):
+        some = missing[start : start + batch]
+        began = time.perf_counter()
+        drawn = painter([prompts[place].text for place, _ in some], [seed_of(seed, prompts[place].text, image) for place, image in some])
+        # the first call warms up
+        clock += [(time.perf_counter() - began) / len(some)] if start and len(some) == batch else []
+        for (place, image), picture in zip(some, to_pil(drawn), strict=True):
+            # a kill leaves no half picture behind
+            aside = folder / f".{name_of(place, image)}"
+            picture.save(aside, format="PNG")
+            aside.rename(folder / name_of(place, image))
+        (folder / DRAWN).write_text(json.dumps({**how, "seconds": clock}, indent=1) + "\n")
+        tell(f"{subject.label}: {min(start + batch, len(missing))} of {len(missing)} pictures drawn")
+    peak = torch.cuda.max_memory_allocated(device) if torch.device(device).type == "cuda" else None
+    middle = sorted(clock)[len(clock) // 2] if clock else None
+    return _record(subject, how["sha256"], how["settings"], middle, peak)
+
+
+def adopt(subject: Subject, prompts: Sequence[Prompt], images: int, folder: Path) -> dict[str, Any]:
+    """Copy pictures drawn elsewhere to where those of the others are.
+
+    Raises:
+        SubjectError: some are missing.
+    """
+    found = assigned(Path(subject.source).expanduser(), prompts)
+    if short := [place for place in range(len(prompts)) if len(found.get(place, ())) < images]:
+        have = len(found.get(short[0], ()))
+        raise SubjectError(
+            f"{subject.source!r} has {have} pictures of the prompt {prompts[short[0]].text!r}, and {images} of each are compared "
+            f"({len(short)} of {len(prompts)} prompts lack some). Ask for fewer with --images, or say in {INDEX} which picture shows what"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.png"):
+        stale.unlink()
+    for place, paths in found.items():
+        for image, path in enumerate(paths[:images]):
+            with Image.open(path) as picture:
+                picture.convert("RGB").save(folder / name_of(place, image))
+    return _record(subject, hash_of_pictures(folder), None, None, None)
+
+
+def assigned(source: Path, prompts: Sequence[Prompt]) -> dict[int, list[Path]]:
+    """Place of a prompt -> its pictures, in the order of their names.
+
+    Understood are ``images.jsonl``, names like ours (``00007-2.png``), GenEval's ``00007/samples/0002.png``, and else all pictures in the
+    order of their names, as many of each prompt as of the next.
+    """
+    if (source / INDEX).is_file():
+        return _indexed(source, prompts)
+    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURES and not path.name.startswith("."))
+    found: dict[int, list[Path]] = {}
+    for path in files:
+        if ours := OURS.fullmatch(path.stem):
+            found.setdefault(int(ours[1]), []).append(path)
+        elif path.parent.name == "samples" and path.parent.parent.name.isdigit():
+            found.setdefault(int(path.parent.parent.name), []).append(path)
+    if found:
+        return {place: paths for place, paths in found.items() if place < len(prompts)}
+    each, left = divmod(len(files), len(prompts))
+    if left or not each:
+        raise SubjectError(
+            f"{str(source)!r} has {len(files)} pictures for {len(prompts)} prompts, and their names do not say which shows what: name them "
+            f'00000-0.png (prompt, image), or write a file {INDEX} beside them with lines {{"image": "a.png", "prompt": "..."}}'
+        )
+    return {place: files[place * each : (place + 1) * each] for place in range(len(prompts))}
+
+
+def _indexed(source: Path, prompts: Sequence[Prompt]) -> dict[int, list[Path]]:
+    places = {prompt.text: place for place, prompt in enumerate(prompts)}
+    found: dict[int, list[Path]] = {}
+    for line in read_index(source):
+        if line["prompt"] in places:
+            found.setdefault(places[line["prompt"]], []).append(source / line["image"])
+    return found
+
+
+def read_index(source: Path) -> list[dict[str, Any]]:
+    """The lines of a folder's ``images.jsonl``.
+
+    Raises:
+        SubjectError: a line that does not name a picture and its prompt.
+    """
+    lines = []
+    for number, text in enumerate((source / INDEX).read_text("utf-8").splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            known = isinstance(line["image"], str) and isinstance(line["prompt"], str)
+        except (json.JSONDecodeError, KeyError, TypeError):
+            known, line = False, {}
+        if not known or not (source / line["image"]).is_file():
+            raise SubjectError(f'{source / INDEX}:{number}: wants {{"image": a file in this folder, "prompt": its text}}; got {text[:80]}')
+        lines.append(line)
+    return lines
+
+
+def by_prompt(folder: Path, prompts: int, images: int) -> Iterator[Tensor]:
+    """The pictures of one prompt after the other, ``[N, 3, H, W]`` in [0, 1]."""
+    for place in range(prompts):
+        opened = [Image.open(folder / name_of(place, image)) for image in range(images)]
+        try:
+            yield from_pil(opened)
+        finally:
+            for picture in opened:
+                picture.close()
+
+
+def hash_of_pictures(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.png")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _kept(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
+    """The record of what is there, if it was drawn this way; else what is there goes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / DRAWN
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    if {name: record.get(name) for name in how} == how:
+        return record
+    for stale in folder.glob("*.png"):
+        stale.unlink()
+    return {}
+
+
+def _record(subject: Subject, sha256: str, settings: dict[str, Any] | None, seconds: float | None, peak: int | None) -> dict[str, Any]:
+    shown = subject.source if subject.kind != "lora" else f"{subject.source} + {subject.lora}"
+    return {
+        "label": subject.label,
+        "source": shown,
+        "kind": subject.kind,
+        "sha256": sha256,
+        "settings": settings,
+        "seconds_per_image": seconds,
+        "peak_bytes": peak,
+    }
