@@ -16,11 +16,17 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from genrl.alarms import Alarm, Alarms, Leader
+from genrl.evaluation import sheets
 from genrl.evaluation.judging import Protocol
+from genrl.evaluation.lines import read_lines
 from genrl.evaluation.reading import evaluation_of
 from genrl.evaluation.watch import Watch
 
 LINES = ("metrics.jsonl", "timing.jsonl", "alarms.jsonl")
+NEWEST = "newest"
+"""Folder of pictures that are not kept."""
+UNTRACKED = "critic/calibration/"
+"""Metrics that no tracker gets: dozens of curves that say nothing alone. They are in ``metrics.jsonl``."""
 
 
 class Recorder:
@@ -29,15 +35,25 @@ class Recorder:
     Args:
         track: also called with each round's metrics, ``track(values, step=round)``.
         alarms: metrics with bounds; watch: what listens to evaluations. Their words go to ``alarms.jsonl``.
+        trackers: accelerate's; those that can are shown pictures of the evaluations.
     """
 
-    def __init__(self, folder: Path, main: bool, track: Callable[..., None], watch: Watch, alarms: Iterable[Alarm] = ()):
+    def __init__(
+        self,
+        folder: Path,
+        main: bool,
+        track: Callable[..., None],
+        watch: Watch,
+        alarms: Iterable[Alarm] = (),
+        trackers: Sequence[Any] = (),
+    ):
         self.folder = folder
         self.main = main
         self.track = track
         self.alarms = Alarms(alarms)
         self.leader = Leader()
         self.watch = watch
+        self.galleries = [tracker for tracker in trackers if hasattr(tracker, "log_images")]
 
     def open(self, round_: int, fresh: bool, notes: Mapping[str, str]) -> None:
         """Make the folder with its notes (file name -> text), and drop what was written after ``round_``: it will be played again."""
@@ -73,16 +89,33 @@ class Recorder:
         for name, content in (("metrics.jsonl", line), ("timing.jsonl", {"round": line["round"], "seconds": round(seconds, 3)})):
             with (self.folder / name).open("a") as file:
                 file.write(json.dumps({k: _plain(v) for k, v in content.items()}) + "\n")
-        self.track({k: v for k, v in line.items() if k != "round"}, step=int(line["round"]))
+        tracked = {k: v for k, v in line.items() if k != "round" and not k.startswith(UNTRACKED)}
+        self.track(tracked, step=int(line["round"]))
         return raised
 
     def warn(self, round_: int, raised: Iterable[str]) -> None:
         with (self.folder / "alarms.jsonl").open("a") as file:
             file.writelines(json.dumps({"round": round_, "words": words}) + "\n" for words in raised)
 
-    def pictures(self, name: str) -> Path:
-        """Folder for the pictures of an evaluation."""
-        return self.folder / "evaluations" / name
+    def pictures(self, name: str, kept: bool) -> Path:
+        """Folder for the pictures of an evaluation; those that are not kept lie in ``NEWEST`` until the next."""
+        return self.folder / "evaluations" / (name if kept else NEWEST)
+
+    def show(self, group: str, round_: int, rows: Sequence[Mapping[str, Any]], pictures: Path | None) -> None:
+        """Show trackers the pictures of some rows: kept ones a strip per prompt, tagged ``group/prompt``; others on one sheet."""
+        if not self.main or pictures is None:
+            return
+        kept = pictures.name != NEWEST
+        if kept:
+            shutil.rmtree(self.folder / "evaluations" / NEWEST, ignore_errors=True)
+        if not self.galleries:
+            return
+        values = {f"{group}/{prompt}": strip for prompt, strip in sheets.strips(rows, pictures).items()} if kept else {}
+        if not kept and (sheet := sheets.overview(rows, pictures)) is not None:
+            values[f"{group}/small evaluation"] = sheet
+        for tracker in self.galleries:
+            # TensorBoard wants to be told that channels come last; others would pass the word on to who does not know it
+            tracker.log_images(values, step=round_, **({"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}))
 
     def judged(
         self, name: str, round_: int, images_seen: int, protocol: Protocol, rows: Sequence[Mapping[str, Any]], pictures: Path | None
@@ -101,7 +134,7 @@ class Recorder:
                 column: {name: [_plain(row[column][name]) for row in rows] for name in rows[0][column]}
                 for column in ("diversity", "statistics")
             },
-            "images": f"evaluations/{pictures.name}" if pictures else None,
+            "images": f"evaluations/{pictures.name}" if pictures and pictures.name != NEWEST else None,
         }
         if self.main:
             path = self.folder / "evaluations" / f"{name}.json"
@@ -139,17 +172,6 @@ def describe(metrics: Mapping[str, float], judged: Mapping[str, float]) -> str:
     short = {"policy/w2": "W2", "critic/explained_variance": "EV"}
     parts += [f"{label} {metrics[name]:.3f}" for name, label in short.items() if name in metrics]
     return "  ".join(parts)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file; a line that a kill cut short is left out."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def _plain(value: float) -> float | int | None:

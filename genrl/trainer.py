@@ -23,6 +23,7 @@ from genrl.algorithm import REAL, Algorithm, Feedback, View
 from genrl.chain import Chain
 from genrl.data import prompts_of_round
 from genrl.evaluation.judging import Protocol, judge_images
+from genrl.evaluation.sheets import PROMPTS, spread
 from genrl.learner import Learner
 from genrl.policy import FlowPolicy
 from genrl.pool import Scoring
@@ -103,7 +104,8 @@ class Loop:
             raise ValueError(f"{algorithm.prompts} prompts a round do not divide among {self.world} processes; whole groups stay together")
         self.previews = Previews(algorithm, policy, task.rewards, task.mix, self._draw, self._gather, self.world)
         alarms = (*algorithm.alarms, *self.previews.alarms)
-        self.recorder = Recorder(Path(run.folder) / run.name, accelerator.is_main_process, accelerator.log, task.watch, alarms)
+        folder, trackers = Path(run.folder) / run.name, accelerator.trackers
+        self.recorder = Recorder(folder, accelerator.is_main_process, accelerator.log, task.watch, alarms, trackers)
         mean = (lambda flat: torch.as_tensor(accelerator.reduce(flat, "mean"))) if self.world > 1 else None
         self.learner = Learner(policy, algorithm.updates, run.seed, mean)
         self.round = 0
@@ -227,18 +229,25 @@ class Loop:
         if algorithm.result is None:
             return
         total = len(held_out.prompts)
-        count = (self.evaluation.prompts or total) if full else self.evaluation.small_prompts
         # spread evenly, so that every category is in the small part
-        chosen = sorted({round(i * (total - 1) / max(count - 1, 1)) for i in range(min(count, total))})
+        every, some = spread(total, self.evaluation.prompts or total), spread(total, self.evaluation.small_prompts)
+        chosen = every if full else some
         shown = view or View(f"round-{self.round:05d}", algorithm.result, algorithm.judged or algorithm.chain, algorithm.guidance)
         images = (shown.images_per_prompt or self.evaluation.images_per_prompt) if full else self.evaluation.small_images
         protocol = Protocol(shown.chain, shown.guidance, self.chunk, self.run.seed, images, self.task.watch.trained)
         mine = dict(list(enumerate(chosen))[self.rank :: self.world])
-        pictures = self.recorder.pictures(shown.name) if full or self.evaluation.pictures == "all" else None
+        kept = full or self.evaluation.pictures == "all"
+        # only the main process has trackers, but all know whether there are any
+        pictures = self.recorder.pictures(shown.name, kept) if kept or self.accelerator.log_with else None
         rows = judge_images(self.policy, shown.role, held_out.prompts, held_out.cond, mine, self.task.judges, protocol, pictures)
         rows = gather_object(rows) if self.world > 1 else rows
         rows.sort(key=lambda row: row["place"])
         means = self.recorder.judged(shown.name, self.round, self.counters["images_seen"], protocol, rows, pictures)
+        # the same prompts at every evaluation
+        both = sorted(set(every).intersection(some))
+        on_show = {both[i] for i in spread(len(both), PROMPTS)}
+        group = view.name if view else "pictures"
+        self.recorder.show(group, self.round, [row for row in rows if chosen[row["place"]] in on_show], pictures)
         if view is None:
             self.judged = means
             self.raised += self.recorder.follow(shown.name, means)

@@ -108,7 +108,10 @@ def _planned(args: argparse.Namespace) -> tuple[list[Subject], Protocol, Mapping
     named = subjects(args.models, args.base, args.steps, args.guidance) if args.models else []
     if args.like:
         kept, protocol, earlier = protocols.like(args.like)
-        return named or kept, _changed(protocol, args), earlier
+        if args.reward_options and not args.rewards:
+            raise ValueError("beside --like, --reward-options goes with --rewards: name the rewards, too")
+        rewards = _terms(args.rewards, args.reward_options) if args.rewards else protocol.rewards
+        return named or kept, _changed(replace(protocol, rewards=rewards), args), earlier
     if not named:
         raise SubjectError(
             "name what to evaluate: a diffusers folder, a hub id, a run's folder, or a folder of pictures (genrl evaluate --help)"
@@ -117,7 +120,7 @@ def _planned(args: argparse.Namespace) -> tuple[list[Subject], Protocol, Mapping
     collection = prompt_set(name, args.prompt_file or None, args.limit)
     standard = protocols.Protocol(
         collection,
-        rewards=_terms(REWARDS.get(name, USUAL), args.reward_options),
+        rewards=_terms(args.rewards or REWARDS.get(name, USUAL), args.reward_options),
         features=FEATURES.get(name, USUAL_FEATURES),
     )
     return named, _changed(standard, args), None
@@ -133,8 +136,7 @@ def _own_prompts(named: Sequence[Subject]) -> str:
 
 def _changed(protocol: Protocol, args: argparse.Namespace) -> Protocol:
     given = {"images": args.images, "seed": args.seed, "reference": args.reference, "features": args.features}
-    changed = replace(protocol, train=args.train_prompts, **{name: value for name, value in given.items() if value is not None})
-    return replace(changed, rewards=_terms(args.rewards, args.reward_options)) if args.rewards else changed
+    return replace(protocol, train=args.train_prompts, **{name: value for name, value in given.items() if value is not None})
 
 
 def _terms(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -151,6 +151,8 @@ def words(result: Mapping[str, Any]) -> list[str]:
         interval = f"{row['difference']:+.3g} [{low:+.3g}, {high:+.3g}]"
         better = {"better": "is better than", "worse": "is worse than"}.get(row["verdict"], "differs by no more than noise from")
         least = f"; {row['minimum_detectable']:.2g} would have been seen" if row["verdict"] == "no more than noise" else ""
+        if least and not low <= 0 <= high:
+            least = f"; of so many metrics one is that far by chance (corrected p {row['p_adjusted']:.2g})"
         said.append(
             f"{row['model']} {better} {result['base']} by {row['metric']}: {interval} over {row['prompts']} prompts, "
             f"higher for {row['win_rate']:.0%} of them{least}."

@@ -14,6 +14,11 @@ from genrl.policy import REF, FlowPolicy
 from genrl.types import Batch, Conditioning, LossOutput
 
 BINS = ((0.0, 0.2), (0.2, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 1.0))
+QUINTILES = 5
+FEWEST = 10
+"""Samples of a noise bin below which its calibration is not told: two in a fifth say little (ours)."""
+DIGITS = 4
+"""Significant digits of calibration: ten numbers per bin and round would else be most of ``metrics.jsonl`` (ours)."""
 
 
 def value(policy: FlowPolicy, x: Tensor, sigma: Tensor, cond: Conditioning, v_ref: Tensor | None = None, role: str = "critic") -> Tensor:
@@ -48,21 +53,38 @@ class ValueRegression:
 
     @torch.no_grad()
     def diagnose(self, policy: FlowPolicy, batch: Batch) -> dict[str, float]:
-        """Explained variance ``1 - Var(r - V) / Var(r)`` on samples the critic has not been trained on, over all levels and per bin."""
+        """How good the critic is on samples it has not been trained on; shaped rewards, all noise levels and per bin of them.
+
+        ``critic/explained_variance`` and ``.../{bin}``: ``1 - Var(r - V) / Var(r)``.
+        ``critic/calibration/{bin}/predicted/{q}`` and ``.../actual/{q}``, q from 0 to 4: the bin's samples in fifths by the prediction,
+        lowest first; the mean prediction and the mean reward of each. Only where a bin has ``FEWEST`` samples. Several processes each
+        take their own fifths, and the means of these are logged.
+        """
         x, sigma, _ = renoise(batch, self.density)
         valid = batch.signal["valid"]
-        residual, reward, sigma = (
-            (batch.signal["reward"] - value(policy, x, sigma, batch.cond))[valid],
-            batch.signal["reward"][valid],
-            sigma[valid],
-        )
-        metrics = {"critic/explained_variance": _explained(residual, reward)}
+        predicted, reward, sigma = (v[valid] for v in (value(policy, x, sigma, batch.cond), batch.signal["reward"], sigma))
+        metrics = {"critic/explained_variance": _explained(reward - predicted, reward)}
+        calibration: dict[str, float] = {}
         for low, high in BINS:
             inside = (sigma >= low) & (sigma < high)
             if inside.sum() > 1:
-                metrics[f"critic/explained_variance/{low}-{high}"] = _explained(residual[inside], reward[inside])
-        return metrics
+                metrics[f"critic/explained_variance/{low}-{high}"] = _explained((reward - predicted)[inside], reward[inside])
+                calibration |= _calibration(predicted[inside], reward[inside], f"critic/calibration/{low}-{high}")
+        return metrics | calibration
 
 
 def _explained(residual: Tensor, reward: Tensor) -> float:
     return float(1 - residual.var() / reward.var().clamp(min=1e-8))
+
+
+def _calibration(predicted: Tensor, reward: Tensor, name: str) -> dict[str, float]:
+    """Mean prediction and mean reward ``[B]`` of the fifths by prediction; empty for fewer than ``FEWEST`` samples."""
+    if len(predicted) < FEWEST:
+        return {}
+    predicted, reward = predicted.cpu(), reward.cpu()
+    order = predicted.argsort(stable=True)
+    found = {}
+    for q, part in enumerate(order.tensor_split(QUINTILES)):
+        for kind, values in (("predicted", predicted), ("actual", reward)):
+            found[f"{name}/{kind}/{q}"] = float(f"{values[part].mean().item():.{DIGITS}g}")
+    return found

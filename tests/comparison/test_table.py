@@ -114,6 +114,13 @@ def test_a_curve_is_drawn_over_steps_of_one_source():
     assert [(point["source"], point["steps"], point["seconds_per_image"]) for point in found] == [("a", 2, 0.2), ("a", 8, 0.8)]
 
 
+def test_words_say_why_an_interval_without_zero_is_not_enough():
+    row = {"model": "new", "metric": "judge", "difference": 0.3, "difference_ci95": [0.04, 0.6], "prompts": 6, "win_rate": 1.0}
+    row |= {"p_adjusted": 0.16, "verdict": "no more than noise", "minimum_detectable": 0.4}
+    (said,) = table.words({"base": "base", "comparison": [row]})
+    assert "no more than noise" in said and "corrected p 0.16" in said
+
+
 def test_words_say_who_is_better_and_whether_it_is_more_than_noise():
     rows = compared(better=BASE + 0.5, same=BASE + RNG.normal(size=BASE.shape))
     said = table.words({"base": "base", "comparison": rows})

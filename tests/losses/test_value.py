@@ -3,6 +3,7 @@ import torch
 from linear_world import GaussianValue, LinearModel, conditioning
 
 from genrl.critic import ValueNet, sigma_features
+from genrl.losses.noise import SigmaDensity
 from genrl.losses.value import ValueRegression, value
 from genrl.policy import ACTOR, REF, Copies, FlowPolicy
 from genrl.types import Batch
@@ -28,6 +29,35 @@ def test_the_exact_value_explains_what_can_be_explained():
         assert metrics[f"critic/explained_variance/{low}-{high}"] == pytest.approx((known / (known + sigma**2)).mean().item(), abs=0.03)
     blind = ValueRegression().diagnose(world(GaussianValue(0.0, 0.6, gain=0.0)), batch(x0.flatten(), x0))
     assert abs(blind["critic/explained_variance"]) < 1e-5
+
+
+def fifths(metrics, bin_="0.4-0.6"):
+    return tuple([metrics[f"critic/calibration/{bin_}/{kind}/{q}"] for q in range(5)] for kind in ("predicted", "actual"))
+
+
+def test_calibration_in_fifths_of_the_prediction():
+    """At one level the prediction is normal, so its fifths have known means; the exact value is right in each, twice of it wrong."""
+    x0, sigma = 0.6 * torch.randn(40_000, 1, 1, 1, generator=torch.Generator().manual_seed(2)), 0.5
+    known = ((1 - sigma) * 0.6) ** 2
+    edges = torch.special.ndtri(torch.linspace(0, 1, 6))
+    density = torch.exp(-(edges**2) / 2) / (2 * torch.pi) ** 0.5
+    expected = (5 * 0.6 * (known / (known + sigma**2)) ** 0.5 * (density[:-1] - density[1:])).tolist()
+    loss = ValueRegression(SigmaDensity(low=sigma, high=sigma))
+    predicted, actual = fifths(loss.diagnose(world(GaussianValue(0.0, 0.6)), batch(x0.flatten(), x0)))
+    assert predicted == pytest.approx(expected, abs=0.01) and actual == pytest.approx(expected, abs=0.02)
+    bold = fifths(loss.diagnose(world(GaussianValue(0.0, 0.6, gain=2.0, offset=1.0)), batch(x0.flatten(), x0)))
+    assert bold[0] == pytest.approx([1 + 2 * mean for mean in expected], abs=0.02) and bold[1] == pytest.approx(actual, abs=1e-4)
+
+
+def test_calibration_needs_ten_samples_that_count():
+    x0 = torch.randn(12, 1, 1, 1)
+    data, policy = batch(x0.flatten(), x0), world(GaussianValue(0.0, 1.0))
+    loss = ValueRegression(SigmaDensity(low=0.5, high=0.5))
+    data.signal["valid"][:2] = False
+    data.signal["reward"][:2] = 1e6
+    assert max(fifths(loss.diagnose(policy, data))[1]) < 10, "what does not count is left out"
+    data.signal["valid"][:3] = False
+    assert not any("calibration" in name for name in loss.diagnose(policy, data))
 
 
 def test_huber_of_the_residual():
