@@ -25,8 +25,8 @@ def gains(found: Result) -> Markup | None:
         for metric in rows:
             row = found.rows(metric).get(model, {})
             value = (row["difference"], *row["difference_ci95"]) if row.get("difference_ci95") else NOTHING
-            values.append([as_float(number_) / units[metric] for number_ in value])
-        groups.append(Group(model, *zip(*values, strict=True), place) if values else Group(model, [], [], [], place))
+            values.append([as_float(end) / units[metric] for end in value])
+        groups.append(Group.of(model, values, place))
     if not groups or not rows:
         return None
     ends = "; ".join(f"{group.name} {signed(group.middle[0])} on {rows[0]}" for group in groups)
@@ -44,7 +44,7 @@ def ranking(found: Result) -> Markup | None:
             continue  # the strengths are over the base: it is the line at zero
         known = [{row["model"]: row for row in ranked[reward]}.get(model) for reward in rewards]
         values = [(row["strength"], *row["ci95"]) if row else NOTHING for row in known]
-        groups.append(Group(model, *zip(*[[as_float(end) for end in value] for value in values], strict=True), place))
+        groups.append(Group.of(model, [[as_float(end) for end in value] for value in values], place))
     first = ", ".join(row["model"] for row in ranked[rewards[0]])
     return grouped(rewards, groups, "strength, log-odds", f"Bradley-Terry strengths; by {rewards[0]}: {first}")
 

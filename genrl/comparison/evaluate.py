@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def _measure(
         label, folder = model["label"], out / "models" / model["label"]
         tell(f"{label}: measuring")
         scores[label] = measuring.scores(pool, folder, prompts, protocol.images)
-        pictures = _reader(folder, len(prompts), protocol.images)
+        pictures = partial(measuring.blocks, folder, len(prompts), protocol.images)
         features = extraction.of(label, measuring.stamp(folder), pictures)
         lpips = extraction.lpips if extraction.nets else None
         diversity[label] = measuring.diversity(folder, len(prompts), protocol.images, features, lpips)
@@ -114,10 +115,6 @@ def _measure(
         against = None if reference and protocol.reference == "base" and place == 0 else reference
         distances[label] = measuring.distances(features, against, protocol.images)
     return {"scores": scores, "diversity": diversity, "distances": distances, "reference": {"found": reference}}
-
-
-def _reader(folder: Path, prompts: int, images: int) -> Callable[[], Any]:
-    return lambda: measuring.by_prompt(folder, prompts, images)
 
 
 def _result(

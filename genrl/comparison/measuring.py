@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genrl.comparison.pictures import DRAWN, by_prompt
+from genrl.comparison.pictures import DRAWN, by_prompt, in_blocks
 from genrl.data import PICTURES, PromptError
 from genrl.evaluation.distances import Statistics, cmmd, frechet, frechet_note, frechet_of_statistics, kid, prdc
 from genrl.evaluation.diversity import feature_diversity, layout_diversity, vendi
@@ -49,11 +49,16 @@ def scores(pool: RewardPool, folder: Path, prompts: Sequence[Prompt], images: in
     Raises:
         RewardError: a reward failed, or could score too few.
     """
-    scoring = pool.begin()
-    for place, pictures in enumerate(by_prompt(folder, len(prompts), images)):
-        prompt, group = prompts[place], torch.full((images,), place)
-        scoring.add(pictures, [prompt.text] * images, [prompt.metadata] * images, group)
-    found = scoring.result()
+    parts: dict[str, list[Tensor]] = {label: [] for label in pool.rewards}
+    # a block at a time: a whole set of large pictures does not fit in memory
+    for places, pictures in in_blocks(folder, len(prompts), images):
+        some = [prompts[place] for place in places for _ in range(images)]
+        groups = torch.tensor([place for place in places for _ in range(images)])
+        scoring = pool.begin()
+        scoring.add(pictures, [prompt.text for prompt in some], [prompt.metadata for prompt in some], groups)
+        for label, values in scoring.result().items():
+            parts[label].append(values)
+    found = {label: torch.cat(values) for label, values in parts.items()}
     pool.require_valid(found)
     return {label: values.view(len(prompts), images).double().numpy() for label, values in found.items()}
 
@@ -95,6 +100,11 @@ class Extraction:
         if self._lpips is None:
             self._lpips = Lpips(self.nets[0], self.device)
         return self._lpips(images)
+
+
+def blocks(folder: Path, prompts: int, images: int) -> Iterator[Tensor]:
+    """The pictures of a folder in order, some at a time."""
+    return (pictures for _, pictures in in_blocks(folder, prompts, images))
 
 
 def stamp(folder: Path) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 from genrl.comparison import charts
 from genrl.comparison.reading import Result, Row, read
 from genrl.evaluation import pictures, rendering
-from genrl.evaluation.pictures import Album
+from genrl.evaluation.pictures import FRAME, THUMBNAIL, Album
 from genrl.evaluation.plots import as_float, number, signed
 
+FEW = 3  # models whose pictures are embedded large; of more they are also shown smaller
 MARKS = {"better": "▲", "worse": "▼", "no more than noise": "≈"}
 TONES = {"better": "rose", "worse": "fell", "no more than noise": "noise"}
 
@@ -28,7 +29,8 @@ def write_page(folder: Path) -> Path:
         FileNotFoundError: there is no result; ValueError: it is one of another schema.
     """
     folder = Path(folder)
-    found, album = read(folder), Album()
+    found = read(folder)
+    album = Album(THUMBNAIL if len(found.models) <= FEW else FRAME)
     drawn, grids = picture_rows(found, album)
     name = folder.resolve().name
     lead = found.metrics[0] if found.metrics else ""
@@ -38,7 +40,6 @@ def write_page(folder: Path) -> Path:
         "base": found.base,
         "others": found.models[1:],
         "listed": _listed(found.models[1:], most=8) if found.models[1:] else "",
-        "metrics": found.metrics,
         "lead": lead,
         "judge": found.rewards[0] if found.rewards else "",
         "sentences": sentences(found),
@@ -46,7 +47,7 @@ def write_page(folder: Path) -> Path:
         "details": {model: details(found, model) for model in found.models[1:]},
         "gains": charts.gains(found),
         "ranking": charts.ranking(found),
-        "order": {reward: [row["model"] for row in rows] for reward, rows in found.raw["ranking"].items()},
+        "order": order(found),
         "drawn": drawn,
         "shown": pictures.PAIRS,
         "grids": grids,
@@ -135,6 +136,13 @@ def details(found: Result, model: str) -> list[Row]:
         for row in rows
         if "difference" in row
     ]
+
+
+def order(found: Result) -> dict[str, list[str]]:
+    """The models by their Bradley-Terry strength, strongest first, for each reward; without those that have none."""
+    ranked = found.raw["ranking"].items()
+    known = {reward: [row for row in rows if row["strength"] is not None] for reward, rows in ranked}
+    return {reward: [row["model"] for row in sorted(rows, key=lambda row: -row["strength"])] for reward, rows in known.items()}
 
 
 def picture_rows(found: Result, album: Album) -> tuple[list[Row], list[Row]]:

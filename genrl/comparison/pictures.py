@@ -60,6 +60,10 @@ def draw(
     """
     if subject.kind == "pictures":
         return adopt(subject, prompts, images, folder)
+    cuda = torch.device(device).type == "cuda"
+    before = torch.cuda.memory_allocated(device) if cuda else 0
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
     painter = Painter(subject.source, subject.settings, subject.lora, device, dtype)
     how = {
         "sha256": painter.sha256(),
@@ -85,7 +89,8 @@ def draw(
             aside.rename(folder / name_of(place, image))
         (folder / DRAWN).write_text(json.dumps({**how, "seconds": clock}, indent=1) + "\n")
         tell(f"{subject.label}: {min(start + batch, len(missing))} of {len(missing)} pictures drawn")
-    peak = torch.cuda.max_memory_allocated(device) if torch.device(device).type == "cuda" else None
+    # rewards may wait on the same device
+    peak = torch.cuda.max_memory_allocated(device) - before if cuda else None
     middle = sorted(clock)[len(clock) // 2] if clock else None
     return _record(subject, how["sha256"], how["settings"], middle, peak)
 
@@ -94,7 +99,7 @@ def adopt(subject: Subject, prompts: Sequence[Prompt], images: int, folder: Path
     """Copy pictures drawn elsewhere to where those of the others are.
 
     Raises:
-        SubjectError: some are missing.
+        SubjectError: some are missing, or those of a prompt are of several sizes.
     """
     found = assigned(Path(subject.source).expanduser(), prompts)
     if short := [place for place in range(len(prompts)) if len(found.get(place, ())) < images]:
@@ -107,9 +112,15 @@ def adopt(subject: Subject, prompts: Sequence[Prompt], images: int, folder: Path
     for stale in folder.glob("*.png"):
         stale.unlink()
     for place, paths in found.items():
+        sizes = set()
         for image, path in enumerate(paths[:images]):
             with Image.open(path) as picture:
+                sizes.add(picture.size)
                 picture.convert("RGB").save(folder / name_of(place, image))
+        if len(sizes) > 1:
+            raise SubjectError(
+                f"{subject.source!r} has pictures of {len(sizes)} sizes for the prompt {prompts[place].text!r}: give them one size"
+            )
     return _record(subject, hash_of_pictures(folder), None, None, None)
 
 
@@ -178,6 +189,18 @@ def by_prompt(folder: Path, prompts: int, images: int) -> Iterator[Tensor]:
         finally:
             for picture in opened:
                 picture.close()
+
+
+def in_blocks(folder: Path, prompts: int, images: int, size: int = 64) -> Iterator[tuple[range, Tensor]]:
+    """Places of neighbouring prompts and their pictures ``[B, 3, H, W]``, at least ``size`` together unless height and width change."""
+    first, held = 0, []
+    for place, pictures in enumerate(by_prompt(folder, prompts, images)):
+        if held and (held[0].shape[1:] != pictures.shape[1:] or len(held) * images >= size):
+            yield range(first, place), torch.cat(held)
+            first, held = place, []
+        held.append(pictures)
+    if held:
+        yield range(first, prompts), torch.cat(held)
 
 
 def hash_of_pictures(folder: Path) -> str:

@@ -66,15 +66,17 @@ def read(folder: Path) -> Result:
         label: {name: np.array(values, dtype=float) for name, values in tables.items()}  # null becomes NaN
         for label, tables in raw["scores"].items()
     }
-    files = {label: _pictures(folder / "models" / label) for label in models}
+    size = len(raw["protocol"]["prompts"]), raw["protocol"]["images_per_prompt"]
+    files = {label: _pictures(folder / "models" / label, *size) for label in models}
     return Result(raw, models, tuple(raw["protocol"]["rewards"]), scores, files, hashlib.sha256(text).hexdigest()[:12])
 
 
-def _pictures(folder: Path) -> dict[tuple[int, int], Path]:
+def _pictures(folder: Path, prompts: int, images: int) -> dict[tuple[int, int], Path]:
+    """(place of the prompt, image number) -> file; without what an earlier, larger evaluation left in the folder."""
     found = {}
     for file in folder.glob("*-*.png"):
         place, _, image = file.stem.partition("-")
-        if place.isdigit() and image.isdigit():
+        if place.isdigit() and image.isdigit() and int(place) < prompts and int(image) < images:
             found[int(place), int(image)] = file
     return found
 

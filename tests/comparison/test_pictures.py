@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from genrl.comparison.pictures import adopt, assigned, by_prompt, draw, name_of, seed_of
+from genrl.comparison.pictures import adopt, assigned, by_prompt, draw, in_blocks, name_of, seed_of
 from genrl.comparison.subjects import Subject, SubjectError, subjects
 from genrl.types import Prompt
 
@@ -115,6 +115,20 @@ def test_too_few_pictures(tmp_path):
         colour(tmp_path / f"{value:05d}-0.png", value)
     with pytest.raises(SubjectError, match=r"has 1 pictures of the prompt 'a red circle', and 2 .* \(3 of 3 prompts"):
         adopt(elsewhere(tmp_path), PROMPTS, 2, tmp_path / "to")
+
+
+def test_blocks_hold_neighbours_of_one_size(tmp_path):
+    for place, side in enumerate([8, 8, 8, 16, 16, 8]):
+        Image.new("RGB", (side, 8), (place, 0, 0)).save(tmp_path / name_of(place, 0))
+    found = [(list(places), tuple(pictures.shape)) for places, pictures in in_blocks(tmp_path, 6, 1, size=2)]
+    assert found == [([0, 1], (2, 3, 8, 8)), ([2], (1, 3, 8, 8)), ([3, 4], (2, 3, 8, 16)), ([5], (1, 3, 8, 8))]
+
+
+def test_pictures_of_a_prompt_have_one_size(tmp_path):
+    for value, side in enumerate([8, 16]):
+        Image.new("RGB", (side, 8)).save(tmp_path / f"{value}.png")
+    with pytest.raises(SubjectError, match="of 2 sizes"):
+        adopt(elsewhere(tmp_path), PROMPTS[:1], 2, tmp_path / "to")
 
 
 def test_names_that_say_nothing_and_do_not_divide(tmp_path):
