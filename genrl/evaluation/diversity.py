@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -30,3 +31,28 @@ def feature_diversity(features: Float[Tensor, "n d"]) -> float:
     cosine = unit @ unit.T
     n = len(unit)
     return float((n * n - cosine.sum()) / (n * (n - 1)))
+
+
+def vendi(features: Float[Tensor, "n d"] | Float[np.ndarray, "n d"]) -> float:
+    """Vendi score (Friedman and Dieng 2022, arXiv 2210.02410): how many different images there are in effect, from 1 to n.
+
+        exp(-sum of l log l),  l the eigenvalues of K / n,  K_ij = cosine of i and j
+
+    In double precision. K has the eigenvalues of the ``d x d`` matrix of the unit features, which is used where it is smaller. Never
+    above n or d: compare equal numbers of images only. NaN for no image.
+
+    Raises:
+        ValueError: another shape than ``[N, D]``, or a row of zeros, which has no cosine.
+    """
+    rows = torch.as_tensor(features).detach().cpu().double()
+    if rows.ndim != 2:
+        raise ValueError(f"features must be [N, D]; got {list(rows.shape)}")
+    if len(rows) == 0:
+        return float("nan")
+    if (lengths := rows.norm(dim=1)).min() == 0:
+        raise ValueError(f"row {int(lengths.argmin())} of the features is all zeros and has no cosine with others: leave it out")
+    unit = rows / lengths[:, None]
+    n, d = unit.shape
+    gram = unit @ unit.T if n <= d else unit.T @ unit
+    values = torch.linalg.eigvalsh(gram / n).clamp(min=0)
+    return float(torch.exp(torch.special.entr(values).sum()))
