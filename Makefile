@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint docs clean
 
 ifndef PYTHON
 PYTHON := $(shell for p in python3 python3.12 python3.11 python3.13; do \
@@ -20,6 +20,7 @@ help:
 	@echo "make test      the tests that run in minutes"
 	@echo "make test-all  every test"
 	@echo "make lint      ruff, pyright, codespell"
+	@echo "make docs      build the documentation into site/; open site/index.html"
 	@echo "make clean     remove caches and distributions; runs/ and .venv stay"
 
 $(BIN)/python:
@@ -65,6 +66,10 @@ lint: .venv/.ready-dev
 	$(BIN)/codespell
 	$(BIN)/pyright
 
+docs: .venv/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "==> done. Open the documentation: $(CURDIR)/site/index.html"
+
 clean:
-	rm -rf dist build/lib build/bdist.* *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf site dist build/lib build/bdist.* *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -46,7 +46,7 @@ def sd3_transformer(name: str, device: torch.device | str, dtype: torch.dtype) -
         finally:
             torch.set_default_dtype(before)
     for parameter in network.parameters():
-        if parameter.ndim == 1 and parameter.eq(0).all():
+        if parameter.ndim == 1 and not parameter.is_meta and parameter.eq(0).all():
             nn.init.normal_(parameter, std=0.02)  # zero biases would hide an addition that is missing
     return network.requires_grad_(False).eval()
 

@@ -69,7 +69,8 @@ def configs_of(name: str, folder: Path) -> Path:
     for part in ("transformer", "vae", "scheduler"):
         getattr(pipeline, part).save_config(folder / part)
     entries = {part: ["diffusers", type(getattr(pipeline, part)).__name__] for part in ("transformer", "vae", "scheduler")}
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline", **entries}))
+    absent = {part: [None, None] for number in ("", "_2", "_3") for part in (f"text_encoder{number}", f"tokenizer{number}")}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline", **absent, **entries}))
     return folder
 
 

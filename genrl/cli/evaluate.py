@@ -56,7 +56,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rewards", nargs="+", help="[label=]name of each reward; by default those that fit the prompt set")
     parser.add_argument("--reward-options", type=json_object, default={}, help='as JSON: {"label": {"option": value}}')
     parser.add_argument("--features", nargs="*", help="clip, clip_336, dinov2, inception, inception_patch, shapes, lpips")
-    parser.add_argument("--reference", help="base (by default), none, a folder of real pictures, or a .safetensors of their statistics")
+    parser.add_argument("--reference", help="base (by default), none, a folder of real pictures, or of their statistics")
     parser.add_argument("--train-prompts", default="", help="prompts that were trained on, to report those that are in the set as well")
     parser.add_argument("--batch", type=int, default=16, help="pictures per call of a model or reward")
     parser.add_argument("--device", default="auto")
