@@ -25,7 +25,14 @@ GIVEN = {
     "docs/zh/start.md": {"3.11", "3.5"},
 }
 LICENCES = r"(?:Apache|CC0|CC-BY)-\d\.\d"
-IGNORED = (r"<!-- (?:results|help|config|curve|abstract|modules|source): .*?<!-- end -->", r"```.*?```", r"`[^`\n]*`", r"\]\([^)]*\)", r"\d{4}\.\d{5}", LICENCES)
+IGNORED = (
+    r"<!-- (?:results|help|config|curve|abstract|modules|source): .*?<!-- end -->",
+    r"```.*?```",
+    r"`[^`\n]*`",
+    r"\]\([^)]*\)",
+    r"\d{4}\.\d{5}",
+    LICENCES,
+)
 NUMBER = r"-?(?<![\w.])\d*\.\d+(?![\w.]*\d)|\d+(?:\.\d+)? ?%"
 
 

@@ -43,7 +43,8 @@ def expected(tree: Path) -> set[str]:
     for folder in ("genrl", *MAPPED):
         wanted |= set((tree / folder).rglob("*.py"))
     wanted |= set((tree / "configs").rglob("*.yaml"))
-    wanted |= set((tree / "genrl/evaluation").rglob("*.j2"))
+    wanted |= set((tree / "genrl/comparison").rglob("*.j2")) | set((tree / "genrl/evaluation").rglob("*.j2"))
+    wanted |= {path for folder in ("pages", "references") for path in (tree / "genrl/evaluation" / folder).glob("*.*")}
     wanted |= set((tree / "genrl/prompts").rglob("*.jsonl"))
     wanted |= {path for path in (tree / ASSETS).rglob("*") if path.is_file()}
     names = {path.relative_to(tree).as_posix() for path in wanted}

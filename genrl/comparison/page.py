@@ -15,7 +15,7 @@ from genrl.comparison import charts
 from genrl.comparison.reading import Result, Row, read
 from genrl.evaluation import pictures, rendering
 from genrl.evaluation.pictures import FRAME, THUMBNAIL, Album
-from genrl.evaluation.plots import as_float, number, signed
+from genrl.evaluation.plots import as_float, fine, number, signed
 
 FEW = 3  # models whose pictures are embedded large; of more they are also shown smaller
 MARKS = {"better": "▲", "worse": "▼", "no more than noise": "≈"}
@@ -86,7 +86,7 @@ def sentences(found: Result) -> list[Row]:
                 f" from {found.base} on {lead['metric']}, {signed(lead['difference'])} [{low},\u00a0{high}]",
             )
             if least := lead.get("minimum_detectable"):
-                after += f"; {number(least)} would have been seen"
+                after += f"; {fine(least)} would have been seen"
         else:
             first, after = f"is {lead['verdict']} than {found.base}", f" by {amount(lead)} on {lead['metric']}: more than noise"
         groups = {word: [row["metric"] for row in rest if row["verdict"] == word] for word in MARKS}

@@ -23,6 +23,7 @@ from genrl.data import PICTURES
 from genrl.models.drawing import Painter
 from genrl.pixels import from_pil, to_pil
 from genrl.types import Prompt
+from genrl.worlds.shapes import PIPELINES
 
 DRAWN = "drawn.json"
 INDEX = "images.jsonl"
@@ -64,7 +65,7 @@ def draw(
     before = torch.cuda.memory_allocated(device) if cuda else 0
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    painter = Painter(subject.source, subject.settings, subject.lora, device, dtype)
+    painter = Painter(str(PIPELINES.get(subject.source, subject.source)), subject.settings, subject.lora, device, dtype)
     how = {
         "sha256": painter.sha256(),
         "settings": painter.used,

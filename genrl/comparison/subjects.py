@@ -110,7 +110,7 @@ def _recognise(source: str, base: str) -> Subject:
     path = Path(source).expanduser()
     name = path.name or "model"
     if source in PIPELINES:
-        return Subject(source, str(PIPELINES[source]), "pipeline", EMBEDDED if source == "shapes" else Settings())
+        return Subject(source, source, "pipeline", EMBEDDED if source == "shapes" else Settings())
     if source.startswith("lora:") or path.suffix == ".safetensors" or (path / LORA_WEIGHTS).is_file():
         if not base:
             raise SubjectError(f"{source!r} is an adapter; name the model that it goes on with --base")

@@ -142,7 +142,7 @@ def curve(models: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 
 
 def words(result: Mapping[str, Any]) -> list[str]:
-    """What came out, a sentence for each subject and reward: for the terminal, and the head of the page."""
+    """What came out, a sentence for each subject and reward, for the terminal."""
     said = []
     for row in result["comparison"]:
         if row["model"] == result["base"] or "difference" not in row or row["metric"].startswith("diversity"):

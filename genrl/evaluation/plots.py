@@ -1,4 +1,4 @@
-"""What a page carries inside: plots as inline SVG, pictures as ``data:`` addresses, numbers as words.
+"""What a page carries inside: plots as inline SVG, and numbers as words.
 
 matplotlib draws with stand-in colours; afterwards each is replaced by a CSS variable of the page (``var(--judge)``, ``currentColor``),
 so one plot follows the reader's theme. Text stays text, in the page's font: small, sharp and searchable. The figures are drawn
@@ -7,23 +7,20 @@ about as wide as a phone, so that their labels stay readable when a page lays th
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 # stand-in colour -> what the page puts in its place; the values only have to be distinct and unlikely
 TEXT, GRID, PAPER = "#010203", "#010204", "#010205"
-JUDGE, PROXY, MUTED = "#010206", "#010207", "#010208"
+JUDGE, PROXY, MUTED, THIRD, FOURTH = "#010206", "#010207", "#010208", "#010209", "#01020a"
 _CSS = {
     TEXT: "currentColor",
     GRID: "var(--line)",
@@ -31,6 +28,8 @@ _CSS = {
     JUDGE: "var(--judge)",
     PROXY: "var(--proxy)",
     MUTED: "var(--muted)",
+    THIRD: "var(--third)",
+    FOURTH: "var(--fourth)",
 }
 _STYLE = {
     "svg.fonttype": "none",
@@ -64,7 +63,6 @@ _STYLE = {
     "lines.markersize": 4,
 }
 _WIDTH, _HEIGHT = 4.6, 3.0  # inches of 72 units
-THUMBNAIL = 256  # pixels; larger pictures are reduced to this side
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,9 @@ class Line:
     opacity: float = 1.0
 
 
-def lines(curves: Sequence[Line], title: str, xlabel: str, alt: str, floor: float | None = None) -> Markup:
-    """Curves over a common axis. ``floor`` cuts the view from below (not the data): one early outlier must not flatten the rest."""
+def lines(curves: Sequence[Line], title: str, xlabel: str, alt: str, floor: float | None = None, doubling: bool = False) -> Markup:
+    """Curves over a common axis. ``floor`` cuts the view from below (not the data): one early outlier must not flatten the rest.
+    With ``doubling`` the axis of x is logarithmic and named at the points, as numbers of steps ask for."""
 
     def draw(ax: Any) -> None:
         for curve in curves:
@@ -95,10 +94,15 @@ def lines(curves: Sequence[Line], title: str, xlabel: str, alt: str, floor: floa
             ax.set_ylim(bottom=floor)
         if len(curves) > 1:
             ax.legend(loc="best", ncols=2 if len(curves) > 4 else 1, labelcolor=TEXT)
+        if doubling:
+            ticks = sorted({x for curve in curves for x in curve.x})
+            ax.set_xscale("log")
+            ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            ax.set_xticks([], minor=True)
         ax.set_title(title)
         ax.set_xlabel(xlabel)
 
-    return _svg(draw, alt)
+    return svg(draw, alt)
 
 
 def intervals(labels: Sequence[str], middle: Sequence[float], low: Sequence[float], high: Sequence[float], title: str, alt: str) -> Markup:
@@ -110,20 +114,31 @@ def intervals(labels: Sequence[str], middle: Sequence[float], low: Sequence[floa
         ax.hlines(rows, low, high, color=JUDGE, linewidth=2)
         sure = [bool(a > 0 or b < 0) for a, b in zip(low, high, strict=True)]
         ax.scatter(middle, rows, s=34, facecolors=[JUDGE if s else PAPER for s in sure], edgecolors=JUDGE, linewidths=1.8, zorder=3)
-        ax.set_yticks(rows, [_short(label) for label in labels])
+        ax.set_yticks(rows, [short(label) for label in labels])
         ax.tick_params(axis="y", labelcolor=TEXT)
         ax.set_ylim(-0.7, len(labels) - 0.3)
         ax.locator_params(axis="x", nbins=6)
         ax.grid(axis="y", visible=False)
         ax.set_title(title)
 
-    return _svg(draw, alt, height=0.9 + 0.3 * len(labels))
+    return svg(draw, alt, height=0.9 + 0.3 * len(labels))
 
 
-def path(x: Sequence[float], y: Sequence[float], names: Sequence[str], title: str, xlabel: str, alt: str, diagonal: bool = False) -> Markup:
-    """The way of a run through a plane, one point per evaluation: first hollow, last filled, both named by ``names``."""
+def path(
+    x: Sequence[float],
+    y: Sequence[float],
+    names: Sequence[str],
+    title: str,
+    xlabel: str,
+    alt: str,
+    diagonal: bool = False,
+    ringed: Sequence[bool] = (),
+) -> Markup:
+    """The way of a run through a plane, one point per evaluation: first hollow, last filled, both named by ``names``; some ``ringed``."""
 
     def draw(ax: Any) -> None:
+        rings = [(a, b) for a, b, ring in zip(x, y, ringed, strict=False) if ring]
+        ax.scatter([a for a, _ in rings], [b for _, b in rings], s=150, facecolors="none", edgecolors=PROXY, linewidths=1.6, zorder=2)
         if diagonal:
             ends = [min(0.0, *x, *y), max(0.0, *x, *y)]
             ax.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
@@ -131,17 +146,16 @@ def path(x: Sequence[float], y: Sequence[float], names: Sequence[str], title: st
         ax.scatter(x[1:-1], y[1:-1], s=16, color=JUDGE, alpha=0.6, linewidths=0, zorder=3)
         ax.scatter(x[:1], y[:1], s=46, facecolors=PAPER, edgecolors=JUDGE, linewidths=1.8, zorder=4)
         ax.scatter(x[-1:], y[-1:], s=50, color=JUDGE, zorder=4)
-        ax.margins(0.16)
+        ax.margins(0.16, 0.22 if ringed else 0.16)
         for i in {0, len(x) - 1}:
             # away from the other end, so that the words do not lie on the path
             up = y[i] >= y[-1 - i]
-            ax.annotate(
-                names[i], (x[i], y[i]), xytext=(0, 9 if up else -9), textcoords="offset points", ha="center", va="bottom" if up else "top"
-            )
+            away = (9 + 3 * bool(ringed)) * (1 if up else -1)
+            ax.annotate(names[i], (x[i], y[i]), xytext=(0, away), textcoords="offset points", ha="center", va="bottom" if up else "top")
         ax.set_title(title)
         ax.set_xlabel(xlabel)
 
-    return _svg(draw, alt)
+    return svg(draw, alt)
 
 
 def scatter(groups: Sequence[tuple[str, np.ndarray, np.ndarray, str]], title: str, xlabel: str, alt: str) -> Markup:
@@ -162,10 +176,10 @@ def scatter(groups: Sequence[tuple[str, np.ndarray, np.ndarray, str]], title: st
         ax.set_title(title, pad=22)
         ax.set_xlabel(xlabel)
 
-    return _svg(draw, alt)
+    return svg(draw, alt)
 
 
-def _svg(draw: Callable[[Any], None], alt: str, height: float = _HEIGHT) -> Markup:
+def svg(draw: Callable[[Any], None], alt: str, height: float = _HEIGHT) -> Markup:
     """Run ``draw`` on fresh axes and return an ``<svg>`` for inlining: no fixed size, no metadata, no fixed colours."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -190,43 +204,8 @@ def _svg(draw: Callable[[Any], None], alt: str, height: float = _HEIGHT) -> Mark
     return Markup(text.strip())  # matplotlib escapes the texts, ``escape`` the label: nothing from outside is markup
 
 
-def _short(label: str, limit: int = 26) -> str:
+def short(label: str, limit: int = 26) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
-
-
-def thumbnail(file: Path) -> str:
-    """A picture as a ``data:`` address; at most ``THUMBNAIL`` pixels a side, small ones byte for byte."""
-    with Image.open(file) as image:
-        if max(image.size) <= THUMBNAIL:
-            return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, format="JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def series(metrics: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
-    """Rounds and values of one metric, without the lines that lack it."""
-    points = [(line["round"], line[key]) for line in metrics if line.get(key) is not None]
-    return [float(x) for x, _ in points], [float(y) for _, y in points]
-
-
-def critic(metrics: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Explained variance of the critic over rounds, in total and per noise bin; None if the run had no critic."""
-    key = "critic/explained_variance"
-    bins = sorted({k for line in metrics for k in line if k.startswith(f"{key}/")})
-    curves = []
-    for i, k in enumerate(bins):
-        x, y = series(metrics, k)
-        curves.append(Line(f"σ {k.removeprefix(f'{key}/')}", x, y, PROXY, faint=True, opacity=1 - 0.75 * i / len(bins)))
-    x, y = series(metrics, key)
-    if x:
-        curves.append(Line("all noise levels", x, y))
-    if not curves:
-        return None
-    alt = f"Explained variance of the critic over rounds, {number(curves[-1].y[-1])} at the end"
-    svg = lines(curves, "Critic: explained variance", "round", alt, floor=-1.0)
-    return {"svg": svg, "note": "1 is a perfect forecast of the reward, 0 no better than its mean; below −1 is cut off."}
 
 
 def number(value: float | None) -> str:
@@ -240,6 +219,16 @@ def number(value: float | None) -> str:
     return f"−{text}" if value < 0 and float(text) != 0 else text
 
 
+def fine(value: float | None) -> str:
+    """``number``, but two digits of what is closer to zero than .01, as kernel distances are: ``.00031``; below a millionth ``3.1e-07``."""
+    value = as_float(value)
+    if math.isnan(value) or value == 0 or abs(value) >= 0.01:
+        return number(value)
+    size = abs(value)
+    text = f"{size:.{1 - math.floor(math.log10(size))}f}"[1:] if size >= 1e-6 else f"{size:.1e}"
+    return f"−{text}" if value < 0 else text
+
+
 def signed(value: float | None) -> str:
     """``number`` with its sign, for gains."""
     text = number(value)
@@ -251,7 +240,7 @@ def count(value: float | None) -> str:
 
 
 def percent(value: float | None) -> str:
-    return "–" if math.isnan(as_float(value)) else f"{100 * as_float(value):.0f} %"
+    return "–" if math.isnan(as_float(value)) else f"{100 * as_float(value):.0f}\u00a0%"
 
 
 def duration(seconds: float | None) -> str:
@@ -262,6 +251,13 @@ def duration(seconds: float | None) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def size(bytes_: float | None) -> str:
+    """``812 MB``, ``14.2 GB``; a dash when unknown."""
+    if bytes_ is None:
+        return "–"
+    return f"{bytes_ / 1e9:.1f} GB" if bytes_ >= 1e9 else f"{bytes_ / 1e6:.0f} MB"
 
 
 def as_float(value: float | None) -> float:

@@ -13,21 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from genrl.evaluation import hacking, plots, views
+from genrl.evaluation import figures, hacking, pictures, plots, rendering, views
+from genrl.evaluation.pictures import Album
 from genrl.evaluation.plots import as_float, nanmean, number, signed
 from genrl.evaluation.reading import Evaluation, full_ends, on_common, pictures_of, read_evaluations
 from genrl.evaluation.statistics import bootstrap_interval, paired_gain
 
-PAIRS = 12  # before/after pairs per grid
-CHOICE_SEED = 0  # which prompts the random grid shows: fixed, so that nobody picks them
+ENDS: tuple[str, str] = ("base model", "trained model")
 
 
 def write_report(run: Path) -> Path:
@@ -46,14 +44,22 @@ def write_report(run: Path) -> Path:
     verdict = hacking.verdict(first.scores, last.scores, judge, proxy, trained)
     metrics = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines() if line.strip()]
     versions = json.loads(_read(run / "versions.json") or "{}")
+    album = Album()
+    name = run.resolve().name
+    drawn, grids = picture_grids(first, last, judge, album)
     context = {
-        "name": run.resolve().name,
+        "name": name,
         "summary": summary,
         "outcome": outcome(summary),
         "verdict": verdict,
         "second": "trained reward" if proxy in trained else "second opinion",
-        "views": views.page(run, full_ends(evaluations)[-1], judge),
-        "grids": picture_grids(first, last, judge),
+        "views": views.page(run, full_ends(evaluations)[-1], judge, album),
+        "drawn": drawn,
+        "shown": pictures.PAIRS,
+        "grids": grids,
+        "votes": {"key": f"genrl votes {name} {pair_hash(first, last)}", "file": f"votes-{name}.json", "models": ENDS},
+        "film": pictures.filmstrip(evaluations, judge, album),
+        "calibration": figures.calibration(metrics),
         "kept": as_float(summary.get("diversity_after")) / (summary.get("diversity_before") or math.nan),
         "curves": curve_plots(path, metrics, summary),
         "has_metrics": bool(metrics),
@@ -75,19 +81,7 @@ def write_report(run: Path) -> Path:
         "prompts_hash": hashlib.sha256("\n".join(key[0] for key in first.keys).encode()).hexdigest()[:12],
         "config": _read(run / "config.yaml"),
     }
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": number, "signed": signed, "count": plots.count, "duration": plots.duration, "percent": plots.percent}
-    target = run / "report.html"
-    draft = target.with_suffix(".html.part")
-    draft.write_text(environment.get_template("report.html.j2").render(context), encoding="utf-8")
-    os.replace(draft, target)
-    return target
+    return rendering.write(run / "report.html", Path(__file__).parent / "report.html.j2", context, album)
 
 
 def _check_paired(first: Evaluation, last: Evaluation, judge: str) -> None:
@@ -139,36 +133,24 @@ def category_rows(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["gain"] is None, -as_float(row["gain"])))
 
 
-def picture_grids(first: Evaluation, last: Evaluation, judge: str) -> list[dict[str, Any]]:
-    """Three grids of before/after pairs at the same seed: drawn at random, best gains, worst losses (at most one pair per prompt)."""
-    files0, files1 = pictures_of(first), pictures_of(last)
-    shared = files0.keys() & files1.keys()
-    if not shared:
-        return []
-    gain = np.full(first.scores[judge].shape, np.nan)  # [P, N]
-    for p, n in shared:
-        gain[p, n] = last.scores[judge][p, n] - first.scores[judge][p, n]
+def picture_grids(first: Evaluation, last: Evaluation, judge: str, album: Album) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Before and after at the same seed: pairs drawn at random, with the judge's scores, and per reward those that gained and lost most."""
+    before, after = ENDS
+    files: dict[str, pictures.Files] = {before: pictures_of(first), after: pictures_of(last)}
+    if not files[before].keys() & files[after].keys():
+        return [], []
+    prompts = [prompt for prompt, _ in first.keys]
+    scores = {name: {before: first.scores[name], after: last.scores[name]} for name in first.scores}
+    drawn = pictures.drawn_rows(album, prompts, files, scores[judge])
+    names = sorted(scores, key=lambda name: name != judge)  # the judge first
+    return drawn, [{"reward": name, **pictures.extremes(album, prompts, files, scores[name], before)} for name in names]
 
-    def pair(p: int, n: int) -> dict[str, Any]:
-        return {
-            "prompt": first.keys[p][0],
-            "before": first.scores[judge][p, n],
-            "after": last.scores[judge][p, n],
-            "before_image": plots.thumbnail(files0[p, n]),
-            "after_image": plots.thumbnail(files1[p, n]),
-        }
 
-    shown = sorted({p for p, _ in shared})
-    chosen = sorted(np.random.default_rng(CHOICE_SEED).permutation(shown)[:PAIRS].tolist())
-    best = np.where(np.isnan(gain), -np.inf, gain)
-    worst = np.where(np.isnan(gain), np.inf, gain)
-    top = [p for p in np.argsort(-best.max(axis=1), kind="stable")[:PAIRS] if best[p].max() > 0]
-    bottom = [p for p in np.argsort(worst.min(axis=1), kind="stable")[:PAIRS] if worst[p].min() < 0]
-    return [
-        {"title": "Drawn at random", "kind": "random", "pairs": [pair(p, min(n for q, n in shared if q == p)) for p in chosen]},
-        {"title": "Best gains", "kind": "best", "pairs": [pair(int(p), int(best[p].argmax())) for p in top]},
-        {"title": "Worst losses", "kind": "worst", "pairs": [pair(int(p), int(worst[p].argmin())) for p in bottom]},
-    ]
+def pair_hash(first: Evaluation, last: Evaluation) -> str:
+    """What two evaluations measured, in twelve hexadecimal digits: votes on other pictures must not be counted as votes on these."""
+    scores = [[name, evaluation.scores[name].tolist()] for evaluation in (first, last) for name in sorted(evaluation.scores)]
+    text = json.dumps([first.keys, first.seed, first.round, last.round, scores])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def curve_plots(path: list[Evaluation], metrics: list[dict[str, Any]], summary: dict[str, Any]) -> list[dict[str, Any]]:
@@ -188,17 +170,17 @@ def curve_plots(path: list[Evaluation], metrics: list[dict[str, Any]], summary: 
         low, high = ([band[end] for band in bands] for end in (0, 1))
         line = plots.Line("held-out prompts", [e.round for e in path], [nanmean(v) for v in means], color, low, high)
         lines = [line]
-        x, y = plots.series(metrics, f"reward/{name}/mean")
+        x, y = figures.series(metrics, f"reward/{name}/mean")
         if x:
             lines.insert(0, plots.Line("training batches", x, y, plots.MUTED, faint=True, opacity=0.5))
         alt = f"{name} ({role}) over rounds: {number(line.y[0])} at round {path[0].round}, {number(line.y[-1])} at round {path[-1].round}"
         found.append({"svg": plots.lines(lines, f"{name} ({role})", "round", alt), "note": f"95 % band over {len(path[0].keys)} prompts."})
-    x, y = plots.series(metrics, "policy/w2")
+    x, y = figures.series(metrics, "policy/w2")
     if x:
         alt = f"W2 distance to the base model over rounds, {number(y[-1])} at the end"
         svg = plots.lines([plots.Line("W2", x, y, plots.MUTED)], "W2: distance to the base model", "round", alt)
         found.append({"svg": svg, "note": "How far the policy has moved from where it started."})
-    critic = plots.critic(metrics)
+    critic = figures.critic(metrics)
     return [*found, critic] if critic else found
 
 
@@ -213,8 +195,8 @@ def category_plot(summary: dict[str, Any]) -> Markup | None:
     return plots.intervals(names, gains, low, high, f"Gain in {summary['judge']}, with 95 % interval", alt)
 
 
-def diversity_plot(path: list[Evaluation], summary: dict[str, Any]) -> Markup | None:
-    """Diversity kept (relative to the first evaluation) against the judge, one point per evaluation."""
+def diversity_plot(path: list[Evaluation], summary: dict[str, Any]) -> dict[str, Any] | None:
+    """Diversity kept (relative to the first evaluation) against the judge, a point per evaluation, and the names of those on the front."""
     metric, judge = summary.get("diversity_metric") or "", summary["judge"]
     measured = [e for e in path if metric in e.diversity and judge in e.scores]
     base = nanmean(measured[0].diversity[metric]) if measured else math.nan
@@ -222,5 +204,8 @@ def diversity_plot(path: list[Evaluation], summary: dict[str, Any]) -> Markup | 
         return None
     x = [100 * nanmean(e.diversity[metric]) / base for e in measured]
     y = [nanmean(hacking.prompt_means(e.scores[judge])) for e in measured]
+    names = [f"round {e.round}" for e in measured]
+    front = figures.pareto(x, y)
     alt = f"{judge} against diversity kept: from {number(y[0])} at 100 % to {number(y[-1])} at {x[-1]:.0f} %"
-    return plots.path(x, y, [f"round {e.round}" for e in measured], judge, f"diversity kept, % of the base ({metric})", alt)
+    svg = plots.path(x, y, names, judge, f"diversity kept, % of the base ({metric})", alt, ringed=front)
+    return {"svg": svg, "points": len(front), "front": [name for name, on in zip(names, front, strict=True) if on]}

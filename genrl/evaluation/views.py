@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from genrl.evaluation import plots
+from genrl.evaluation import pictures, plots
+from genrl.evaluation.pictures import Album
 from genrl.evaluation.plots import nanmean, number
 from genrl.evaluation.reading import Evaluation, evaluation_of, on_common, pictures_of
 from genrl.evaluation.statistics import bootstrap_interval, paired_gain, prompt_means
@@ -19,7 +19,7 @@ from genrl.evaluation.statistics import bootstrap_interval, paired_gain, prompt_
 STEPS = re.compile(r"(.+)-(\d+)$")
 
 
-def page(run: Path, last: Evaluation, judge: str) -> dict[str, Any] | None:
+def page(run: Path, last: Evaluation, judge: str, album: Album) -> dict[str, Any] | None:
     """The section's content: a row per view, the curve over steps, pictures beside the first full view; None without views."""
     files = [path for path in sorted((run / "evaluations").glob("*.json")) if not path.stem.startswith("round-")]
     views = {path.stem: evaluation_of(run, json.loads(path.read_text())) for path in files}
@@ -32,7 +32,7 @@ def page(run: Path, last: Evaluation, judge: str) -> dict[str, Any] | None:
         "rows": [_row("this run", last, last, judge), *(_row(name, views[name], last, judge) for name in ordered)],
         "curve": _curve(views, judge),
         "beside": full[0] if full else None,
-        "pairs": _pairs(views[full[0]], last, judge) if full else [],
+        "pairs": _pairs(full[0], views[full[0]], last, judge, album) if full else [],
     }
 
 
@@ -71,23 +71,12 @@ def _curve(views: dict[str, Evaluation], judge: str) -> Markup | None:
     if not lines or len(lines[0].x) < 2:
         return None
     alt = "; ".join(f"{line.label}: {number(line.y[0])} at {line.x[0]} steps, {number(line.y[-1])} at {line.x[-1]}" for line in lines)
-    return plots.lines(lines, judge, "steps", f"{judge} over steps of sampling; {alt}")
+    return plots.lines(lines, judge, "steps", f"{judge} over steps of sampling; {alt}", doubling=True)
 
 
-def _pairs(view: Evaluation, last: Evaluation, judge: str) -> list[dict[str, Any]]:
+def _pairs(name: str, view: Evaluation, last: Evaluation, judge: str, album: Album) -> list[dict[str, Any]]:
     """Pictures of the view and of the run from the same starting noise, of prompts drawn at random."""
-
     theirs, ours = on_common([view, last])
-    files = pictures_of(theirs), pictures_of(ours)
-    shown = sorted({p for p, n in files[0].keys() & files[1].keys() if n == 0})
-    chosen = sorted(np.random.default_rng(0).permutation(shown)[:12].tolist())
-    return [
-        {
-            "prompt": theirs.keys[p][0],
-            "before": theirs.scores[judge][p, 0],
-            "after": ours.scores[judge][p, 0],
-            "before_image": plots.thumbnail(files[0][p, 0]),
-            "after_image": plots.thumbnail(files[1][p, 0]),
-        }
-        for p in chosen
-    ]
+    files = {name: pictures_of(theirs), "this run": pictures_of(ours)}
+    scores = {name: theirs.scores[judge], "this run": ours.scores[judge]}
+    return pictures.drawn_rows(album, [prompt for prompt, _ in theirs.keys], files, scores, most=pictures.PAIRS)

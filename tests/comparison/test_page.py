@@ -16,7 +16,7 @@ from genrl.comparison import charts, page
 from genrl.comparison.page import by_chance, write_page
 from genrl.comparison.reading import read, spread
 from genrl.evaluation.pictures import CHOICE_SEED, EXTREMES, PAIRS
-from genrl.evaluation.plots import number, percent, signed, size
+from genrl.evaluation.plots import fine, number, percent, signed, size
 
 SECTIONS = ["metrics", "ranking", "pictures", "extremes", "categories", "diversity", "distances", "steps", "cost", "reproduce"]
 MODELS = ("shapes", "demo <i>", "speed")
@@ -62,7 +62,7 @@ def test_sections_and_numbers(folder: Path, html: str) -> None:
             low, high = row["difference_ci95"]
             wins = " to ".join(percent(end) for end in row["win_ci95"])
             told = f"{signed(row['difference'])} [{signed(low)}, {signed(high)}] {row['verdict']} {by_chance(row['p_adjusted'])}"
-            told += f" {percent(row['win_rate'])} {wins} {number(row['minimum_detectable'])} {row['prompts']}"
+            told += f" {percent(row['win_rate'])} {wins} {fine(row['minimum_detectable'])} {row['prompts']}"
             assert re.sub(r"\s+", " ", told) in text
     for name, shown in (
         ("distances", "kid/clip .012 .022 .032 to the reference"),
@@ -83,7 +83,7 @@ def test_the_overview_says_it_in_words(folder: Path, html: str) -> None:
     noise = row_of(result, "exact", "speed")
     assert noise["verdict"] == "no more than noise"
     assert f"speed differs by no more than noise from shapes on exact, {signed(noise['difference'])}" in text
-    assert f"{number(noise['minimum_detectable'])} would have been seen" in text
+    assert f"{fine(noise['minimum_detectable'])} would have been seen" in text
     assert "2 of the 40 prompts were also trained on." in text and EVIL in text
 
 
@@ -109,6 +109,14 @@ def test_by_chance(p: float | None, words: str) -> None:
 
 def test_sizes() -> None:
     assert (size(812_000_000), size(14_230_000_000), size(None)) == ("812 MB", "14.2 GB", "–")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, ".012"), (0.00994, ".0099"), (0.00031, ".00031"), (-0.0042, "−.0042"), (0.00000031, "3.1e-07"), (0.0, ".000"), (None, "–")],
+)
+def test_small_numbers(value: float | None, text: str) -> None:
+    assert fine(value) == text
 
 
 def test_page_is_self_contained_and_safe(html: str) -> None:

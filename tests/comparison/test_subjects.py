@@ -7,7 +7,6 @@ from PIL import Image
 
 from genrl.comparison.subjects import SubjectError, subjects
 from genrl.models.drawing import LORA_WEIGHTS
-from genrl.worlds.shapes import PIPELINE
 
 RUN = """
 model: {source: shapes, t5: false, max_sequence_length: 1}
@@ -35,7 +34,7 @@ def made_run(folder: Path, config: str) -> Path:
 
 def test_an_embedded_model_is_called_as_it_was_trained():
     (found,) = subjects(["shapes"])
-    assert (found.label, found.source, found.kind) == ("shapes", str(PIPELINE), "pipeline")
+    assert (found.label, found.source, found.kind) == ("shapes", "shapes", "pipeline")
     assert found.settings.arguments() == {"max_sequence_length": 1} and "text_encoder_3" in found.settings.absent
 
 
@@ -83,7 +82,7 @@ def test_adapters_go_on_the_base(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / LORA_WEIGHTS).write_text("")
     base, found = subjects([str(tmp_path / "mine")], base="shapes")
-    assert (found.kind, found.source, found.lora) == ("lora", str(PIPELINE), str(tmp_path / "mine"))
+    assert (found.kind, found.source, found.lora) == ("lora", "shapes", str(tmp_path / "mine"))
     assert found.settings == base.settings
     assert subjects(["lora:owner/style"], base="shapes")[1].lora == "owner/style"
     with pytest.raises(SubjectError, match="--base"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from html import unescape
@@ -9,92 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from made_up_pages import EVIL, PROMPTS, flat, make_run
 
-from genrl.evaluation import hacking
+from genrl.evaluation import figures, hacking, pictures
+from genrl.evaluation.pictures import CHOICE_SEED, EXTREMES, FRAMES, PAIRS, STRIPS
 from genrl.evaluation.plots import count, duration, number, signed
-from genrl.evaluation.report import CHOICE_SEED, PAIRS, full_ends, on_common, read_evaluations, write_report
+from genrl.evaluation.reading import full_ends, on_common, read_evaluations
+from genrl.evaluation.report import write_report
 from genrl.evaluation.statistics import bootstrap_interval, paired_gain, spearman
 
-PROMPTS, IMAGES = 40, 2
-EVIL = "<script>alert('a red circle')</script> & \"friends\""
-CATEGORIES = ("colour", "<i>count</i>", "relation")
-
-
-def make_run(run: Path, judge: float = 0.2, proxy: float = 0.3, proxy_name: str = "clip", pictures: bool = True, size: int = 8) -> Path:
-    """A run folder whose judge and proxy rise by about ``judge`` and ``proxy`` from first to last evaluation."""
-    rng = np.random.default_rng(7)
-    (run / "evaluations").mkdir(parents=True)
-    texts = [f"{EVIL} {i}" if i % 2 else f"{i} blue squares" for i in range(PROMPTS)]
-    skill = rng.uniform(0.2, 0.7, (PROMPTS, 1))
-    noise = rng.normal(0, 0.05, (PROMPTS, IMAGES))
-    scores = {}
-    for step, round_ in enumerate((0, 40, 80)):
-        rows = range(PROMPTS) if round_ in (0, 80) else range(1, PROMPTS, 3)
-        wobble = rng.normal(0, 0.03, (2, PROMPTS, IMAGES))
-        values = {"exact": skill + noise + step / 2 * judge + wobble[0], proxy_name: skill + noise + step / 2 * proxy + wobble[1]}
-        raw = {name: table[rows].tolist() for name, table in values.items()}
-        raw["exact"][2][0] = None  # one image the judge could not score
-        scores[round_] = {name: np.array(table, dtype=float) for name, table in raw.items()}
-        diversity = [None if i == 3 else 0.5 - 0.05 * step + 0.001 * i for i in rows]
-        record = {
-            "round": round_,
-            "images_seen": round_ * 64,
-            "prompts": [{"prompt": texts[i], "category": CATEGORIES[i % 3]} for i in rows],
-            "seed": 11,
-            "images_per_prompt": IMAGES,
-            "scores": raw,
-            "diversity": {"layout": diversity},
-            "images": f"evaluations/round-{round_:05d}",
-        }
-        (run / "evaluations" / f"round-{round_:05d}.json").write_text(json.dumps(record))
-        if pictures and round_ != 40:
-            folder = run / record["images"]
-            folder.mkdir()
-            for i in rows:
-                for n in range(IMAGES):
-                    Image.new("RGB", (size, size), (i * 6, 120 * n, round_)).save(folder / f"{i:05d}-{n}.png")
-    before, after = (hacking.prompt_means(scores[r]["exact"]) for r in (0, 80))
-    gain, low, high = paired_gain(before, after)
-    per_category = {}
-    for k, category in enumerate(CATEGORIES):
-        g, a, b = paired_gain(before[k::3], after[k::3])
-        per_category[category] = {"before": before[k::3].mean(), "after": after[k::3].mean(), "gain": g, "ci95": [a, b], "prompts": 13}
-    summary = {
-        "judge": "exact",
-        "proxy": proxy_name,
-        "judge_before": before.mean(),
-        "judge_after": after.mean(),
-        "judge_gain": gain,
-        "judge_gain_ci95": [low, high],
-        "proxy_before": float(scores[0][proxy_name].mean()),
-        "proxy_after": float(scores[80][proxy_name].mean()),
-        "diversity_before": 0.5,
-        "diversity_after": 0.4,
-        "diversity_metric": "layout",
-        "w2": 0.0123,
-        "images_seen": 5120,
-        "reward_calls": 5376,
-        "wall_s": 7500.0,
-        "per_category": per_category,
-        "rounds": 80,
-    }
-    (run / "summary.json").write_text(json.dumps(summary))
-    (run / "config.yaml").write_text("reward: clip\nnote: <b>bold</b>\n")
-    (run / "versions.json").write_text(json.dumps({"genrl": "0.1.0", "torch": "2.13", "command": "python trainers/ac_flow.py", "seed": 3}))
-    metrics = [
-        {
-            "round": r,
-            "reward/clip/mean": 0.4 + r / 400,
-            "policy/w2": r / 8000,
-            "critic/explained_variance": 0.5,
-            "critic/explained_variance/0.0-0.2": 0.8,
-        }
-        for r in range(0, 81, 8)
-    ]
-    del metrics[0]["critic/explained_variance"]
-    (run / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in metrics) + "\n")
-    return run
+SECTIONS = ["pictures", "extremes", "film", "curves", "critic", "scores", "diversity", "hacking", "reproduce"]
 
 
 def page_of(run: Path) -> str:
@@ -105,7 +31,7 @@ def page_of(run: Path) -> str:
 
 def text_of(page: str) -> str:
     """What a reader sees: without style, tags and runs of spaces."""
-    page = re.sub(r"<style>.*?</style>", " ", page, flags=re.DOTALL)
+    page = re.sub(r"<(style|script|noscript)>.*?</\1>", " ", page, flags=re.DOTALL)
     return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page)))
 
 
@@ -114,7 +40,7 @@ def test_headline_and_sections(tmp_path: Path) -> None:
     page = page_of(run)
     text = text_of(page)
     summary = json.loads((run / "summary.json").read_text())
-    assert re.findall(r'<section id="(\w+)">', page) == ["pictures", "curves", "scores", "diversity", "hacking", "reproduce"]
+    assert re.findall(r'<section id="(\w+)">', page) == SECTIONS
     assert f"rose from {number(summary['judge_before'])} to {number(summary['judge_after'])}" in text
     low, high = summary["judge_gain_ci95"]
     gain = f"{signed(summary['judge_gain'])} [{signed(low)}, {signed(high)}]"
@@ -128,21 +54,32 @@ def test_headline_and_sections(tmp_path: Path) -> None:
 
 
 def test_page_is_self_contained_and_safe(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path / "run"))
-    assert "<script" not in page.lower() and "&lt;script&gt;" in page
+    page = page_of(make_run(tmp_path / "run", film=True))
+    (script,) = re.findall(r"<script[^>]*>(.*?)</script>", page, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy and "img-src data:" in policy
+    assert "&lt;script&gt;" in page and "<img" not in page
     assert "<b>bold</b>" not in page and "<i>count" not in page and "&lt;i&gt;count" in page
     assert "http://" not in page and "https://" not in page and "url(//" not in page
-    sources = re.findall(r'<img src="([^"]{0,30})', page)
+    sources = re.findall(r'<image [^>]*href="([^"]{0,30})', page)
     assert sources and all(source.startswith("data:image/") for source in sources)
-    assert all(href.startswith("#") for href in re.findall(r'href="([^"]*)"', page))
+    assert all(href.startswith("#") for href in re.findall(r'<(?:a|use) href="([^"]*)"', page))
     assert len(page) < 4e6
+
+
+def test_a_picture_is_embedded_once(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "run", film=True))
+    embedded = re.findall(r'<image id="(\w+)"', page)
+    shown = re.findall(r'<use href="#(p\w+)"', page)
+    assert len(embedded) == len(set(embedded)) and set(shown) == set(embedded)
+    assert len(shown) > len(embedded), "grids by several rewards repeat pictures"
 
 
 def test_page_is_accessible(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run"))
     assert page.count("<h1") == 1 and '<html lang="en">' in page and "width=device-width" in page
-    assert all('alt="' in tag for tag in re.findall(r"<img[^>]*>", page))
-    assert all(re.search(r'aria-label="[^"]+"', tag) for tag in re.findall(r"<svg[^>]*>", page))
+    assert all(re.search(r'aria-label="[^"]+"|aria-hidden="true"', tag) for tag in re.findall(r"<svg[^>]*>", page))
     assert page.count("<table") == page.count("<caption")
     assert "prefers-color-scheme: dark" in page
     ids = re.findall(r' id="([^"]+)"', page)
@@ -150,24 +87,96 @@ def test_page_is_accessible(tmp_path: Path) -> None:
     assert not re.search(r"#0102\w\w", page), "a stand-in colour of plots.py reached the page"
 
 
-def test_pictures_show_random_best_and_worst(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", judge=0.0)
+def scores_in(grid: str) -> list[str]:
+    return re.findall(r'class="score \w+">([^<]*)</span>', grid)
+
+
+def test_pictures_show_random_best_and_worst_by_any_reward(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", judge=0.0, proxy=0.0)
     page = page_of(run)
     first, last = read_evaluations(run)[0], read_evaluations(run)[-1]
-    gain = last.scores["exact"] - first.scores["exact"]
-    random, best, worst = re.split(r"<h3>(?:Drawn at random|Best gains|Worst losses)</h3>", page)[1:4]
-    worst = worst.split("</section>")[0]
-    for grid, find in ((best, np.nanmax), (worst, np.nanmin)):
-        p, n = np.argwhere(gain == find(gain))[0]
-        label = re.search(r'class="score \w+">([^<]*)</span>', grid)
-        assert label is not None and label[1] == f"{number(first.scores['exact'][p, n])} → {number(last.scores['exact'][p, n])}"
-    shown = re.findall(r"</span>([^<]*)</figcaption>", random)
-    drawn = sorted(np.random.default_rng(CHOICE_SEED).permutation(PROMPTS)[:PAIRS])
-    assert [unescape(prompt) for prompt in shown] == [first.keys[p][0] for p in drawn]
+    pictures, extremes = (page[page.index(f'<section id="{name}">') :].split("</section>")[0] for name in ("pictures", "extremes"))
+    for reward in ("exact", "clip"):
+        gain = last.scores[reward] - first.scores[reward]
+        best, worst = (extremes.split(f"<h3>{kind} by {reward}</h3>")[1].split("<h3>")[0] for kind in ("Best gains", "Worst losses"))
+        for grid, find in ((best, np.nanmax), (worst, np.nanmin)):
+            p, n = np.argwhere(gain == find(gain))[0]
+            assert scores_in(grid)[0] == f"{number(first.scores[reward][p, n])} → {number(last.scores[reward][p, n])}"
+            assert len(scores_in(grid)) == EXTREMES
+    shown = [unescape(prompt) for prompt in re.findall(r"</span>([^<]*)</figcaption>", pictures)]
+    order = np.random.default_rng(CHOICE_SEED).permutation(PROMPTS)
+    drawn = sorted(order[:PAIRS]) + sorted(order[PAIRS : 2 * PAIRS])
+    assert shown == [first.keys[p][0] for p in drawn]
+    assert pictures.index("<details>") > pictures.index(f'data-item="{drawn[PAIRS - 1]:05d}-0"'), "the second dozen is folded"
+
+
+def test_votes_of_other_pictures_are_not_counted(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (key,) = re.findall(r'data-key="([^"]*)"', page_of(run))
+    assert key.startswith("genrl votes run ") and f'data-key="{key}"' in page_of(run)
+    file = run / "evaluations/round-00080.json"
+    raw = json.loads(file.read_text())
+    raw["scores"]["clip"][0][0] += 0.001
+    file.write_text(json.dumps(raw))
+    assert f'data-key="{key}"' not in page_of(run)
+
+
+def test_the_filmstrip_needs_three_evaluations_with_pictures(tmp_path: Path) -> None:
+    assert "Fewer than three evaluations kept pictures" in text_of(page_of(make_run(tmp_path / "few")))
+    run = make_run(tmp_path / "run", film=True)
+    page = page_of(run)
+    film = page[page.index('<section id="film">') :].split("</section>")[0]
+    assert film.count('<figure class="strip">') == STRIPS and film.count("<li>") == 3 * STRIPS
+    # the small evaluation names its pictures by its own places: prompt 1 is its prompt 0
+    evaluations = on_common(read_evaluations(run))
+    prompts = [prompt for prompt, _ in evaluations[0].keys]
+    for strip in film.split('<figure class="strip">')[1:]:
+        place = prompts.index(unescape(strip.split("<figcaption>")[1].split("</figcaption>")[0]))
+        told = re.findall(r"round (\d+) <b>([^<]*)</b>", strip)
+        assert told == [(str(e.round), number(e.scores["exact"][place, 0])) for e in evaluations]
+    strips = pictures.filmstrip(read_evaluations(run), "exact", album := pictures.Album())
+    assert strips is not None
+    file = run / f"evaluations/round-00040/{evaluations[1].rows[prompts.index(strips['strips'][0]['prompt'])]:05d}-0.png"
+    assert dict((p.id, data) for p, data in album.entries)[strips["strips"][0]["frames"][1]["picture"].id] == pictures.thumbnail(file)[0]
+
+
+def test_many_evaluations_are_thinned_with_both_ends(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", film=True, rounds=tuple(range(0, 31)))
+    film = pictures.filmstrip(read_evaluations(run), "exact", pictures.Album())
+    assert film is not None and (film["shown"], film["kept"]) == (FRAMES, 31)
+    rounds = [frame["round"] for frame in film["strips"][0]["frames"]]
+    assert (rounds[0], rounds[-1], len(set(rounds))) == (0, 30, FRAMES)
+
+
+def test_calibration_is_of_the_last_round_that_has_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pictures=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    bare = {key: value for key, value in lines[-1].items() if "calibration" not in key}
+    found = figures.calibration([*lines, bare | {"round": 81}])
+    assert found is not None and found["round"] == 80
+    assert found["off"]["σ 0.2-0.4"] == pytest.approx(np.mean([abs(0.01 + (p - 0.6) * -0.1) for p in (0.4, 0.5, 0.6, 0.7, 0.8)]))
+    assert found["worst"] == "σ 0.8-1.0" and "farthest from the diagonal is σ 0.8-1.0" in found["svg"]
+    assert "forecasts in round 80" in text_of(page_of(run))
+    assert figures.calibration([bare]) is None
+    (run / "metrics.jsonl").write_text(json.dumps(bare) + "\n")
+    assert "recorded no calibration" in text_of(page_of(run))
+
+
+def test_pareto() -> None:
+    nan = float("nan")
+    assert figures.pareto([1, 2, 3, 2, 2], [3, 2, 1, 1, 2]) == [True, True, True, False, True]  # equal points do not beat each other
+    assert figures.pareto([1, nan, 0], [1, 9, 0]) == [True, False, False]
+    assert figures.pareto([1, 2], [1, 2]) == [False, True]
+
+
+def test_the_front_is_named(tmp_path: Path) -> None:
+    assert "Every evaluation is on the front" in text_of(page_of(make_run(tmp_path / "run", pictures=False)))
+    fell = text_of(page_of(make_run(tmp_path / "fell", judge=-0.2, pictures=False)))  # less of both
+    assert "On the front: round 0." in fell
 
 
 def test_large_pictures_are_reduced(tmp_path: Path) -> None:
-    page = page_of(make_run(tmp_path / "run", size=300))
+    page = page_of(make_run(tmp_path / "run", draw=lambda p, n, step: flat(p, n, step).resize((300, 300))))
     assert "data:image/jpeg;base64," in page and "data:image/png" not in page
 
 
@@ -395,7 +404,7 @@ def test_what_a_run_is_compared_with(tmp_path):
             (run / "evaluations" / f"{who}-{steps}.json").write_text(json.dumps(record))
     text = write_report(run).read_text()
     section = text[text.index('id="views"') : text.index('id="pictures"')]
-    assert "Beside the teacher" in section and "+.100" in section and section.count('<figure class="pair">') == PAIRS
+    assert "Beside the teacher" in section and "+.100" in section and section.count('<figure class="pair"') == PAIRS
     names = re.findall(r'<th scope="row">([^<]+)</th>', section)
     assert names == ["this run", "teacher", "student-2", "student-4", "teacher-2", "teacher-4"]
     assert "<svg" in section and EVIL not in section
