@@ -1,7 +1,7 @@
 """``fit``: the one training loop. It runs any ``Algorithm`` and knows none by name.
 
 A round: draw prompts, sample, score, turn scores into signals, let every due update learn, move the slow roles, write down.
-Several processes share a round's prompts, whole groups each; one all-reduce per step averages gradients (docs/decisions.md).
+Several processes share a round's prompts, whole groups each, and average their gradients before a step (docs/decisions.md).
 """
 
 from __future__ import annotations
