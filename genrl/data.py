@@ -19,6 +19,7 @@ import torch
 from PIL import Image, ImageOps
 
 from genrl import seeds
+from genrl.pixels import as_rgb
 from genrl.types import Conditioning, Prompt
 
 BUILT_IN = {
@@ -32,6 +33,8 @@ BUILT_IN = {
 """Name of a prompt set -> package and file in it; ``shapes`` is another name of ``shapes/held_out``."""
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+INDEX = "images.jsonl"
+"""In a folder of pictures drawn elsewhere: lines {"image": name, "prompt": text}."""
 
 
 class PromptError(ValueError):
@@ -74,8 +77,20 @@ def _unknown(path: Path) -> list[Prompt]:
     raise PromptError(f"{path}: prompt files end in {', '.join(_READERS)}")
 
 
+def text_of(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        PromptError: another encoding.
+    """
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{path}: not text in UTF-8 ({error}); save it in that encoding") from None
+
+
 def _read_text(path: Path) -> list[Prompt]:
-    return [Prompt(line.strip()) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [Prompt(line.strip()) for line in text_of(path).splitlines() if line.strip()]
 
 
 def _prompt(record: object, where: str) -> Prompt:
@@ -86,7 +101,8 @@ def _prompt(record: object, where: str) -> Prompt:
 
 def _read_jsonl(path: Path) -> list[Prompt]:
     prompts = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    # not splitlines: a string in JSON may hold what that takes for the end of a line
+    for number, line in enumerate(text_of(path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -98,8 +114,11 @@ def _read_jsonl(path: Path) -> list[Prompt]:
 
 
 def _read_csv(path: Path) -> list[Prompt]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [_prompt(dict(row), f"{path}:{number}") for number, row in enumerate(csv.DictReader(file), start=2)]
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [_prompt(dict(row), f"{path}:{number}") for number, row in enumerate(csv.DictReader(file), start=2)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise PromptError(f"{path}: no table in UTF-8 ({error})") from None
 
 
 _READERS = {".txt": _read_text, ".jsonl": _read_jsonl, ".csv": _read_csv}
@@ -119,7 +138,7 @@ def load_images(folder: str | Path, count: int, size: tuple[int, int]) -> torch.
     images = []
     for path in paths:
         with Image.open(path) as picture:
-            fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
+            fitted = ImageOps.fit(as_rgb(picture), (width, height), Image.Resampling.LANCZOS)
         images.append(torch.from_numpy(np.array(fitted)).permute(2, 0, 1))
     return torch.stack(images)
 

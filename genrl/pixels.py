@@ -36,7 +36,14 @@ def to_pil(images: Images) -> list[Image.Image]:
 
 def from_pil(pictures: Sequence[Image.Image]) -> Images:
     """Pictures of one size to images."""
-    return torch.stack([torch.from_numpy(np.array(p.convert("RGB"))).permute(2, 0, 1) for p in pictures]).float() / 255
+    return torch.stack([torch.from_numpy(np.array(as_rgb(p))).permute(2, 0, 1) for p in pictures]).float() / 255
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode, 8 bits a colour: PIL by itself cuts grey of 16 bits off at 255, which is white nearly everywhere."""
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGB")
 
 
 def resize(images: Images, height: int, width: int) -> Images:

@@ -6,10 +6,10 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from genrl.data import BUILT_IN, PromptError, load_prompts
+from genrl.data import BUILT_IN, INDEX, PromptError, load_prompts
 from genrl.prompts.public import PUBLIC, Public, digest, table
 from genrl.types import Prompt
 
@@ -66,8 +66,6 @@ def prompt_set(name_or_path: str | Path, path: str | Path | None = None, limit: 
             published, or a limit below 0.
     """
     name = str(name_or_path)
-    if limit < 0:
-        raise PromptError(f"the limit of prompts must be 0 (all of them) or more, got {limit}")
     if path is not None and name not in PUBLIC:
         raise PromptError(f"only a public set is read from a file beside its name ({', '.join(PUBLIC)}); got {name!r} and {str(path)!r}")
     if name in BUILT_IN:
@@ -81,8 +79,19 @@ def prompt_set(name_or_path: str | Path, path: str | Path | None = None, limit: 
     else:
         prompts, licence, source = _own_file(name), "not stated", name
         name = Path(name).stem
-    prompts = spread(prompts, limit)
-    return Collection(name, prompts, licence, source, digest(prompts))
+    return part(Collection(name, prompts, licence, source, digest(prompts)), limit)
+
+
+def part(collection: Collection, limit: int) -> Collection:
+    """``limit`` prompts of a collection; see ``spread``.
+
+    Raises:
+        PromptError: a limit below 0.
+    """
+    if limit < 0:
+        raise PromptError(f"the limit of prompts must be 0 (all of them) or more, got {limit}")
+    prompts = spread(collection.prompts, limit)
+    return replace(collection, prompts=prompts, sha256=digest(prompts))
 
 
 def spread(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
@@ -112,6 +121,12 @@ def _own_file(name: str) -> list[Prompt]:
         if not prompts:
             raise PromptError(f"{path}: no prompts in it; write at least one")
         return prompts
+    if path.is_file() and path.name == INDEX:
+        # it has a line for each picture, and several of a prompt
+        once: dict[str, Prompt] = {}
+        for prompt in load_prompts(path):
+            once.setdefault(prompt.text, prompt)
+        return list(once.values())
     if path.is_file():
         return load_prompts(path)
     known = [*OWN, *PUBLIC]

@@ -1,5 +1,6 @@
 """Our own prompt sets say what their rewards read; a set's digest, its limit, and what leaks."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from genrl.data import BUILT_IN, PromptError, load_prompts
-from genrl.prompt_sets import OWN, all_sets, leaks, normalised, prompt_set, spread
+from genrl.prompt_sets import OWN, all_sets, leaks, normalised, part, prompt_set, spread
 from genrl.prompts import build
 from genrl.prompts.public import PUBLIC, digest
 from genrl.rewards.geneval import COCO, Detection, check, evaluate
@@ -203,3 +204,44 @@ def test_a_prompt_leaks_whatever_its_spelling():
 def test_the_hub_library_is_loaded_only_when_asked():
     code = "import sys, genrl.prompt_sets as p; p.prompt_set('mini'); p.all_sets(); print('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_files_as_other_programs_write_them(tmp_path):
+    """A byte order mark is no letter of the first prompt, and what ends a line for Python ends none of JSON."""
+    texts = ["caf\u00e9", "a\u2028b"]
+    contents = {
+        "a.txt": "\ufeffcaf\u00e9\r\n",
+        "b.jsonl": "\ufeff" + "\r\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in texts),
+        "c.csv": "\ufeffprompt\r\ncaf\u00e9\r\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode())
+        for read in (lambda path: prompt_set(path).prompts, load_prompts):
+            assert [prompt.text for prompt in read(tmp_path / name)] == texts[: 2 if name == "b.jsonl" else 1], name
+
+
+@pytest.mark.parametrize("name", ["p.txt", "p.jsonl", "p.csv", "p.tsv"])
+def test_another_encoding_is_told(tmp_path, name):
+    (tmp_path / name).write_bytes("prompt\ncaf\u00e9\n".encode("latin-1"))
+    for read in (prompt_set, load_prompts) if name != "p.tsv" else (prompt_set,):
+        with pytest.raises(PromptError, match=rf"{name}: .* UTF-8"):
+            read(tmp_path / name)
+
+
+def test_a_quote_that_is_never_closed(tmp_path):
+    (tmp_path / "p.csv").write_text('prompt\n"a cat\n' + "a dog\n" * 30_000)
+    for read in (prompt_set, load_prompts):
+        with pytest.raises(PromptError, match=r"p\.csv: no table"):
+            read(tmp_path / "p.csv")
+
+
+def test_an_index_of_pictures_names_each_prompt_once(tmp_path):
+    lines = [json.dumps({"image": f"{number}.png", "prompt": text}) for number, text in enumerate(["b", "a", "b", "c", "a"])]
+    (tmp_path / "images.jsonl").write_text("\n".join(lines))
+    assert [prompt.text for prompt in prompt_set(tmp_path / "images.jsonl").prompts] == ["b", "a", "c"]
+    assert [prompt.text for prompt in prompt_set(tmp_path / "images.jsonl", limit=2).prompts] == ["b", "a"]
+
+
+def test_a_part_of_a_collection_has_a_digest_of_its_own():
+    whole = prompt_set("mini")
+    assert part(whole, 8) == prompt_set("mini", limit=8) and part(whole, 0) == whole

@@ -11,6 +11,9 @@ from genrl.cli import evaluate, rewards, runs
 from genrl.cli.rewards import NAME
 from genrl.precision import DTYPES
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the console script; every foreseen failure is one message and exit code 1."""
@@ -52,6 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def sample(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from genrl.precision import DTYPES
 if TYPE_CHECKING:
     from genrl.comparison.protocol import Protocol
     from genrl.comparison.subjects import Subject
+    from genrl.prompt_sets import Collection
 
 REWARDS = {
     "shapes": ("shapes_judge", "shapes_proxy"),
@@ -51,8 +52,8 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=0, help="so many prompts, spread over the set")
     parser.add_argument("--images", type=int, help="pictures of each prompt; by default 4")
     parser.add_argument("--seed", type=int, help="by default 0")
-    parser.add_argument("--steps", type=int, nargs="+", default=[], help="for models that do not say; several make a curve")
-    parser.add_argument("--guidance", type=float, help="for models that do not say")
+    parser.add_argument("--steps", type=int, nargs="+", default=[], help="for all that name none; several make a curve")
+    parser.add_argument("--guidance", type=float, help="for all that name none")
     parser.add_argument("--rewards", nargs="+", help="[label=]name of each reward; by default those that fit the prompt set")
     parser.add_argument("--reward-options", type=json_object, default={}, help='as JSON: {"label": {"option": value}}')
     parser.add_argument("--features", nargs="*", help="clip, clip_336, dinov2, inception, inception_patch, shapes, lpips")
@@ -83,7 +84,11 @@ def run(args: argparse.Namespace) -> None:
     from genrl.pixels import best_device
     from genrl.threads import fit_threads
 
+    if args.batch < 1:
+        raise ValueError(f"--batch {args.batch}: at least one picture goes into a call")
     device = best_device(args.device)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: torch sees no GPU here")
     if device == "cpu":
         fit_threads()
     subjects, protocol, earlier = _planned(args)
@@ -108,10 +113,10 @@ def _planned(args: argparse.Namespace) -> tuple[list[Subject], Protocol, Mapping
     named = subjects(args.models, args.base, args.steps, args.guidance) if args.models else []
     if args.like:
         kept, protocol, earlier = protocols.like(args.like)
-        if args.reward_options and not args.rewards:
-            raise ValueError("beside --like, --reward-options goes with --rewards: name the rewards, too")
-        rewards = _terms(args.rewards, args.reward_options) if args.rewards else protocol.rewards
-        return named or kept, _changed(replace(protocol, rewards=rewards), args), earlier
+        protocol = replace(protocol, prompts=_prompts_like(protocol.prompts, args), rewards=_rewards_like(protocol.rewards, args))
+        if not named and (args.base or args.steps or args.guidance is not None):
+            raise ValueError("beside --like, --base, --steps and --guidance are of models that are named: name them, too")
+        return named or kept, _changed(protocol, args), earlier
     if not named:
         raise SubjectError(
             "name what to evaluate: a diffusers folder, a hub id, a run's folder, or a folder of pictures (genrl evaluate --help)"
@@ -126,9 +131,30 @@ def _planned(args: argparse.Namespace) -> tuple[list[Subject], Protocol, Mapping
     return named, _changed(standard, args), None
 
 
+def _prompts_like(earlier: Collection, args: argparse.Namespace) -> Collection:
+    """The prompts of an earlier result, or others that are asked for."""
+    from genrl.prompt_sets import part, prompt_set
+
+    return prompt_set(args.prompts, args.prompt_file or None, args.limit) if args.prompts or args.prompt_file else part(earlier, args.limit)
+
+
+def _rewards_like(earlier: Mapping[str, Mapping[str, Any]], args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
+    """The rewards of an earlier result, or others that are asked for; what has options there keeps them."""
+    if args.reward_options and not args.rewards:
+        raise ValueError("beside --like, --reward-options goes with --rewards: name the rewards, too")
+    if args.rewards:
+        named = _terms(args.rewards, args.reward_options)
+        same = {label: earlier[label] for label, term in named.items() if term["name"] == earlier.get(label, {}).get("name")}
+        return {label: term if label in args.reward_options else same.get(label, term) for label, term in named.items()}
+    # a file may come from anybody, and loading a reward by path runs what it names
+    if foreign := [f"{label}={term['name']}" for label, term in earlier.items() if ":" in term["name"]]:
+        raise ValueError(f"{args.like} scores with code that is not genrl's: to run it, name all rewards, --rewards {' '.join(foreign)}")
+    return earlier
+
+
 def _own_prompts(named: Sequence[Subject]) -> str:
     """The list of prompts that a folder of pictures brings along."""
-    from genrl.comparison.pictures import INDEX
+    from genrl.data import INDEX
 
     found = [path for subject in named if subject.kind == "pictures" and (path := Path(subject.source).expanduser() / INDEX).is_file()]
     return str(found[0]) if found else ""
@@ -150,6 +176,8 @@ def _terms(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[s
         if label in terms:
             raise ValueError(f"two rewards are called {label!r}; write label=name")
         terms[label] = {"name": name, "options": options.get(label, {})}
+    if wrong := [label for label, given in options.items() if not isinstance(given, Mapping)]:
+        raise ValueError(f'--reward-options of {", ".join(wrong)} are no object: {{"label": {{"option": value}}}}')
     if unknown := sorted(set(options) - set(terms)):
         raise ValueError(f"--reward-options names {', '.join(unknown)}, and the rewards are {', '.join(terms)}")
     return terms

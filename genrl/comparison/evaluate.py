@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,12 +21,13 @@ from genrl.comparison import measuring, table
 from genrl.comparison.page import write_page
 from genrl.comparison.pictures import draw
 from genrl.comparison.protocol import RESULT, SCHEMA, Protocol
-from genrl.comparison.subjects import Subject, SubjectError
+from genrl.comparison.subjects import Subject, SubjectError, check_label
 from genrl.data import load_prompts
 from genrl.pixels import best_device
 from genrl.pool import RewardPool
+from genrl.preference import BradleyTerry, WinRate
 from genrl.prompt_sets import leaks
-from genrl.reward import about, load_reward
+from genrl.reward import RewardError, about, load_reward
 from genrl.types import Prompt
 
 PACKAGES = ("genrl-image", "torch", "diffusers", "transformers", "peft", "numpy")
@@ -60,8 +62,11 @@ def evaluate(
     measuring.look(protocol.reference, extraction.names)
     pool = RewardPool({label: load_reward(term["name"], **term.get("options", {})) for label, term in protocol.rewards.items()}, batch)
     try:
+        if siblings := [label for label, reward in pool.rewards.items() if isinstance(reward, (WinRate, BradleyTerry))]:
+            raise RewardError(f"{', '.join(siblings)} compares the pictures of a prompt with each other: every model has the same mean")
         prompts = protocol.prompts.prompts
         pool.check([prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
+        (out / "models").mkdir(parents=True, exist_ok=True)
         where, models = best_device(device), []
         for subject in subjects:
             folder = out / "models" / subject.label
@@ -70,7 +75,6 @@ def evaluate(
         result = _result(models, protocol, pool, measured, subjects, command, where)
     finally:
         pool.close()
-    out.mkdir(parents=True, exist_ok=True)
     aside = out / f".{RESULT}"
     aside.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
     aside.rename(out / RESULT)
@@ -85,8 +89,11 @@ def _check(subjects: Sequence[Subject], protocol: Protocol) -> None:
         raise ValueError(f"the prompt set {protocol.prompts.name!r} is empty")
     if protocol.images < 1:
         raise ValueError(f"{protocol.images} images of each prompt; at least one is drawn")
-    texts = [prompt.text for prompt in protocol.prompts.prompts]
-    if twice := [text for text in dict.fromkeys(texts) if texts.count(text) > 1]:
+    for subject in subjects:
+        check_label(subject.label)
+    if len({subject.label for subject in subjects}) < len(subjects):
+        raise SubjectError(f"two subjects are called alike: {', '.join(subject.label for subject in subjects)}")
+    if twice := [text for text, times in Counter(prompt.text for prompt in protocol.prompts.prompts).items() if times > 1]:
         raise ValueError(f"the prompt set {protocol.prompts.name!r} has {twice[0]!r} twice; ask for more images of it instead")
 
 
@@ -106,7 +113,7 @@ def _measure(
         tell(f"{label}: measuring")
         scores[label] = measuring.scores(pool, folder, prompts, protocol.images)
         pictures = partial(measuring.blocks, folder, len(prompts), protocol.images)
-        features = extraction.of(label, measuring.stamp(folder), pictures)
+        features = extraction.of(label, measuring.stamp(folder, len(prompts), protocol.images), pictures)
         lpips = extraction.lpips if extraction.nets else None
         diversity[label] = measuring.diversity(folder, len(prompts), protocol.images, features, lpips)
         if place == 0:
@@ -178,14 +185,25 @@ def _leaked(subjects: Sequence[Subject], protocol: Protocol) -> list[str]:
 
 def versions(device: str) -> dict[str, Any]:
     """What an evaluation ran with."""
-    git = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
     return {
-        "commit": git.stdout.strip() or "not a git checkout",
+        "commit": _commit() or "not a git checkout",
         "python": platform.python_version(),
         "device": f"{device} ({name})",
         **{package: version(package) for package in PACKAGES},
     }
+
+
+def _commit() -> str:
+    """Of the checkout that this is; empty for an installed package, be it inside somebody's repository, and where there is no git."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        git = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return git.stdout.strip()
 
 
 def _plain(value: Any) -> Any:

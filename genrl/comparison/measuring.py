@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genrl.comparison.pictures import DRAWN, by_prompt, in_blocks
+from genrl.comparison.pictures import by_prompt, hash_of_pictures, in_blocks, name_of, opened
 from genrl.data import PICTURES, PromptError
 from genrl.evaluation.distances import Statistics, cmmd, frechet, frechet_note, frechet_of_statistics, kid, prdc
 from genrl.evaluation.diversity import feature_diversity, layout_diversity, vendi
+from genrl.models._diffusers import ModelError
 from genrl.models.features import Lpips, check_name, extractor
 from genrl.pixels import from_pil
 from genrl.pool import RewardPool
@@ -79,6 +81,8 @@ class Extraction:
         self.nets = [name.partition(":")[2] or "alex" for name in names if name.partition(":")[0] == LPIPS]
         for name in self.names:
             check_name(name)
+        if len(self.nets) > 1 or not set(self.nets) <= {"alex", "vgg", "squeeze"}:
+            raise ModelError(f"LPIPS is of one network, lpips:alex, lpips:vgg or lpips:squeeze; got {', '.join(self.nets)}")
         self.kept, self.device = kept, device
         self._extractors: dict[str, Callable[[Tensor], Tensor]] = {}
         self._lpips: Lpips | None = None
@@ -89,12 +93,22 @@ class Extraction:
         for name in self.names:
             key = hashlib.sha256(f"{name}\n{stamp}".encode()).hexdigest()[:16]
             path = self.kept / f"{label}-{key}.safetensors"
-            if not path.is_file():
-                network = self._extractors.setdefault(name, extractor(name, self.device))
-                self.kept.mkdir(parents=True, exist_ok=True)
-                save_file({"features": torch.cat([network(part) for part in pictures()]).contiguous()}, path)
-            found[name] = load_file(path)["features"]
+            try:
+                found[name] = load_file(path)["features"]
+            except (OSError, SafetensorError, KeyError):
+                found[name] = self._computed(name, pictures, path)
         return found
+
+    def _computed(self, name: str, pictures: Callable[[], Any], path: Path) -> Tensor:
+        if name not in self._extractors:
+            self._extractors[name] = extractor(name, self.device)
+        rows = torch.cat([self._extractors[name](part) for part in pictures()]).contiguous()
+        self.kept.mkdir(parents=True, exist_ok=True)
+        # a kill leaves no half file behind
+        aside = path.with_name(f".{path.name}")
+        save_file({"features": rows}, aside)
+        aside.rename(path)
+        return rows
 
     def lpips(self, images: Tensor) -> float:
         if self._lpips is None:
@@ -107,11 +121,9 @@ def blocks(folder: Path, prompts: int, images: int) -> Iterator[Tensor]:
     return (pictures for _, pictures in in_blocks(folder, prompts, images))
 
 
-def stamp(folder: Path) -> str:
-    """What says which pictures a folder of a subject holds."""
-    drawn = folder / DRAWN
-    files = [f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in sorted(folder.glob("*.png"))]
-    return hashlib.sha256("\n".join([drawn.read_text() if drawn.is_file() else "", *files]).encode()).hexdigest()
+def stamp(folder: Path, prompts: int, images: int) -> str:
+    """What says which pictures of a subject are compared: those of the places asked for, whatever else its folder holds."""
+    return hash_of_pictures(folder / name_of(place, image) for place in range(prompts) for image in range(images))
 
 
 def diversity(
@@ -137,7 +149,7 @@ def distances(features: Mapping[str, Tensor], reference: Reference | None, image
     found: dict[str, dict[str, Any]] = {}
     for name, rows in features.items():
         found[f"vendi/{name}"] = {"value": vendi(rows), "note": f"effective number of different pictures among {len(rows)}"}
-        if reference is None:
+        if reference is None or min(len(rows), reference.images) < 2:
             continue
         if name in reference.features:
             found |= _to_pictures(name, rows, reference, images)
@@ -155,12 +167,12 @@ def _to_pictures(name: str, rows: Tensor, reference: Reference, images: int) -> 
     own = [row // images for row in range(len(rows))]
     # pictures of the reference belong to prompts, too, if it is a subject; else each is its own
     theirs = reference.groups or [-1 - row for row in range(len(real))]
-    mean, deviation = kid(rows, real, size=size, groups=(own, theirs))
     note = frechet_note(smaller, rows.shape[1])
-    found = {
-        _frechet_name(name): {"value": frechet(rows, real), "note": note},
-        f"kid/{name}": {"value": mean, "note": f"standard deviation over subsets of {size}: {deviation:.2g}"},
-    }
+    found: dict[str, dict[str, Any]] = {_frechet_name(name): {"value": frechet(rows, real), "note": note}}
+    # pairs of one prompt do not count: there must be others in every subset
+    if size > max(*Counter(own).values(), *Counter(theirs).values()):
+        mean, deviation = kid(rows, real, size=size, groups=(own, theirs))
+        found[f"kid/{name}"] = {"value": mean, "note": f"standard deviation over subsets of {size}: {deviation:.2g}"}
     if name.startswith("clip"):
         paper = "" if name.startswith("clip_336") else "; the paper's network is clip_336"
         found[f"cmmd/{name}"] = {"value": cmmd(rows, real), "note": f"of {len(rows)} and {len(real)} pictures{paper}"}
@@ -194,8 +206,7 @@ def reference_of(source: str, extraction: Extraction, base: str, features: Mappi
     files, kept = look(source, extraction.names)
     if not files:
         return Reference(source, {}, kept, min(one.count for one in kept.values()))
-    names = "\n".join(f"{file.name} {file.stat().st_size}" for file in files)
-    rows = extraction.of("reference", names, lambda: _read(files))
+    rows = extraction.of("reference", hash_of_pictures(files), lambda: _read(files))
     for name, values in rows.items():
         Statistics.of(values).save(extraction.kept / "reference" / statistics_file(name))
     return Reference(source, rows, {}, len(files))
@@ -205,15 +216,18 @@ def look(source: str, names: Sequence[str]) -> tuple[list[Path], dict[str, Stati
     """Pictures and statistics in the folder of a reference; none for ``base`` and ``none``.
 
     Raises:
-        PromptError: no such folder, or neither pictures nor statistics in it.
+        PromptError: no such folder, or neither pictures nor statistics in it, or a single picture.
     """
     if source in ("base", "none"):
         return [], {}
     path = Path(source).expanduser()
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES) if path.is_dir() else []
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    files = [file for file in inside if file.suffix.lower() in PICTURES and not file.name.startswith(".")]
     kept = {name: Statistics.load(file) for name in names if (file := path / statistics_file(name)).is_file()}
     if not files and not kept:
         raise PromptError(f"no reference {source!r}: give a folder of pictures, one of <features>.safetensors statistics, base or none")
+    if len(files) == 1:
+        raise PromptError(f"the reference {source!r} is a single picture, and sets of pictures are compared: give more")
     return files, kept
 
 
@@ -223,5 +237,4 @@ def statistics_file(name: str) -> str:
 
 def _read(files: Sequence[Path]) -> Iterator[Tensor]:
     for file in files:
-        with Image.open(file) as picture:
-            yield from_pil([picture])
+        yield from_pil([opened(file)])

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from genrl.comparison.subjects import Subject, SubjectError
-from genrl.data import PICTURES
+from genrl.data import INDEX, PICTURES, text_of
 from genrl.models.drawing import Painter
-from genrl.pixels import from_pil, to_pil
+from genrl.pixels import as_rgb, from_pil, to_pil
 from genrl.types import Prompt
 from genrl.worlds.shapes import PIPELINES
 
 DRAWN = "drawn.json"
-INDEX = "images.jsonl"
-"""In a folder of pictures drawn elsewhere: lines {"image": name, "prompt": text}."""
 OURS = re.compile(r"(\d+)-(\d+)$")
 
 
@@ -73,10 +71,9 @@ def draw(
         "dtype": str(dtype).removeprefix("torch."),
         "prompts": hashlib.sha256("\n".join(p.text for p in prompts).encode()).hexdigest(),
     }
-    record, missing = _kept(folder, how), []
+    clock, missing = _kept(folder, how), []
     for place in range(len(prompts)):
         missing += [(place, image) for image in range(images) if not (folder / name_of(place, image)).is_file()]
-    clock = record.get("seconds", [])
     for start in range(0, len(missing), batch):
         some = missing[start : start + batch]
         began = time.perf_counter()
@@ -88,7 +85,7 @@ def draw(
             aside = folder / f".{name_of(place, image)}"
             picture.save(aside, format="PNG")
             aside.rename(folder / name_of(place, image))
-        (folder / DRAWN).write_text(json.dumps({**how, "seconds": clock}, indent=1) + "\n")
+        _write(folder, how, clock)
         tell(f"{subject.label}: {min(start + batch, len(missing))} of {len(missing)} pictures drawn")
     # rewards may wait on the same device
     peak = torch.cuda.max_memory_allocated(device) - before if cuda else None
@@ -100,48 +97,70 @@ def adopt(subject: Subject, prompts: Sequence[Prompt], images: int, folder: Path
     """Copy pictures drawn elsewhere to where those of the others are.
 
     Raises:
-        SubjectError: some are missing, or those of a prompt are of several sizes.
+        SubjectError: some are missing or cannot be read, those of a prompt are of several sizes, or they are those of this evaluation.
     """
     found = assigned(Path(subject.source).expanduser(), prompts)
+    if any(path.resolve().is_relative_to(folder.parent.resolve()) for paths in found.values() for path in paths):
+        raise SubjectError(f"{subject.source!r} holds pictures of this evaluation, which it would replace: give another folder with --out")
     if short := [place for place in range(len(prompts)) if len(found.get(place, ())) < images]:
         have = len(found.get(short[0], ()))
         raise SubjectError(
             f"{subject.source!r} has {have} pictures of the prompt {prompts[short[0]].text!r}, and {images} of each are compared "
             f"({len(short)} of {len(prompts)} prompts lack some). Ask for fewer with --images, or say in {INDEX} which picture shows what"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.png"):
-        stale.unlink()
+    _clear(folder)
     for place, paths in found.items():
         sizes = set()
         for image, path in enumerate(paths[:images]):
-            with Image.open(path) as picture:
-                sizes.add(picture.size)
-                picture.convert("RGB").save(folder / name_of(place, image))
+            picture = opened(path)
+            sizes.add(picture.size)
+            picture.save(folder / name_of(place, image))
         if len(sizes) > 1:
             raise SubjectError(
                 f"{subject.source!r} has pictures of {len(sizes)} sizes for the prompt {prompts[place].text!r}: give them one size"
             )
-    return _record(subject, hash_of_pictures(folder), None, None, None)
+    return _record(subject, hash_of_pictures(sorted(folder.glob("*.png"))), None, None, None)
+
+
+def opened(path: Path) -> Image.Image:
+    """A picture drawn elsewhere, in RGB.
+
+    Raises:
+        SubjectError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return as_rgb(picture)
+    except Exception as error:  # readers raise whatever they stumble over
+        raise SubjectError(f"{str(path)!r} cannot be read as a picture: {error}") from error
 
 
 def assigned(source: Path, prompts: Sequence[Prompt]) -> dict[int, list[Path]]:
     """Place of a prompt -> its pictures, in the order of their names.
 
     Understood are ``images.jsonl``, names like ours (``00007-2.png``), GenEval's ``00007/samples/0002.png``, and else all pictures in the
-    order of their names, as many of each prompt as of the next.
+    order of their names, as many of each prompt as of the next. Numbers in names are ordered as numbers.
+
+    Raises:
+        SubjectError: names that do not say which picture shows which prompt, or say it of a prompt that is not there, or twice.
     """
     if (source / INDEX).is_file():
         return _indexed(source, prompts)
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in PICTURES and not path.name.startswith("."))
-    found: dict[int, list[Path]] = {}
+    files = sorted((path for path in source.rglob("*") if _shown(path.relative_to(source)) and path.is_file()), key=_in_order)
+    found: dict[int, dict[str, Path]] = {}
     for path in files:
-        if ours := OURS.fullmatch(path.stem):
-            found.setdefault(int(ours[1]), []).append(path)
-        elif path.parent.name == "samples" and path.parent.parent.name.isdigit():
-            found.setdefault(int(path.parent.parent.name), []).append(path)
+        if named := _named(path):
+            place, image = named
+            if other := found.setdefault(place, {}).get(image):
+                raise SubjectError(f"{str(other)!r} and {str(path)!r} are both called image {image} of prompt {place}: leave one")
+            found[place][image] = path
+    if beyond := [place for place in found if place >= len(prompts)]:
+        raise SubjectError(
+            f"{str(source)!r} has pictures of prompt {beyond[0]}, and the list has {len(prompts)}, counted from 0: give the list that they "
+            "were drawn from, whole"
+        )
     if found:
-        return {place: paths for place, paths in found.items() if place < len(prompts)}
+        return {place: list(paths.values()) for place, paths in found.items()}
     each, left = divmod(len(files), len(prompts))
     if left or not each:
         raise SubjectError(
@@ -151,12 +170,29 @@ def assigned(source: Path, prompts: Sequence[Prompt]) -> dict[int, list[Path]]:
     return {place: files[place * each : (place + 1) * each] for place in range(len(prompts))}
 
 
+def _shown(name: Path) -> bool:
+    return name.suffix.lower() in PICTURES and not any(part.startswith(".") for part in name.parts)
+
+
+def _in_order(path: Path) -> tuple[list[Any], str]:
+    """``2.png`` before ``10.png``."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))], str(path)
+
+
+def _named(path: Path) -> tuple[int, str] | None:
+    """The place of a picture's prompt and the picture's own number, from a name like ours or GenEval's."""
+    if ours := OURS.fullmatch(path.stem):
+        return int(ours[1]), str(int(ours[2]))
+    of_geneval = path.parent.name == "samples" and path.parent.parent.name.isdecimal()
+    return (int(path.parent.parent.name), path.stem) if of_geneval else None
+
+
 def _indexed(source: Path, prompts: Sequence[Prompt]) -> dict[int, list[Path]]:
-    places = {prompt.text: place for place, prompt in enumerate(prompts)}
+    places = {prompt.text.strip(): place for place, prompt in enumerate(prompts)}
     found: dict[int, list[Path]] = {}
     for line in read_index(source):
-        if line["prompt"] in places:
-            found.setdefault(places[line["prompt"]], []).append(source / line["image"])
+        if (text := line["prompt"].strip()) in places:
+            found.setdefault(places[text], []).append(source / line["image"])
     return found
 
 
@@ -167,12 +203,12 @@ def read_index(source: Path) -> list[dict[str, Any]]:
         SubjectError: a line that does not name a picture and its prompt.
     """
     lines = []
-    for number, text in enumerate((source / INDEX).read_text("utf-8").splitlines(), start=1):
+    for number, text in enumerate(text_of(source / INDEX).split("\n"), start=1):
         if not text.strip():
             continue
         try:
             line = json.loads(text)
-            known = isinstance(line["image"], str) and isinstance(line["prompt"], str)
+            known = isinstance(line["prompt"], str) and ".." not in (name := Path(line["image"])).parts and not name.is_absolute()
         except (json.JSONDecodeError, KeyError, TypeError):
             known, line = False, {}
         if not known or not (source / line["image"]).is_file():
@@ -204,24 +240,41 @@ def in_blocks(folder: Path, prompts: int, images: int, size: int = 64) -> Iterat
         yield range(first, prompts), torch.cat(held)
 
 
-def hash_of_pictures(folder: Path) -> str:
+def hash_of_pictures(files: Iterable[Path]) -> str:
+    """sha256 over names and contents."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.png")):
+    for path in files:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _kept(folder: Path, how: dict[str, Any]) -> dict[str, Any]:
-    """The record of what is there, if it was drawn this way; else what is there goes."""
+def _kept(folder: Path, how: dict[str, Any]) -> list[float]:
+    """Seconds of what is there, if it was drawn this way; else what is there goes."""
+    try:
+        record = json.loads((folder / DRAWN).read_text())
+        if {name: record.get(name) for name in how} == how:
+            return list(record["seconds"])
+    except (OSError, ValueError, AttributeError, LookupError, TypeError):
+        pass
+    _clear(folder)
+    # before the first picture, so that those of an interrupted start are not taken for what was there before
+    _write(folder, how, [])
+    return []
+
+
+def _clear(folder: Path) -> None:
+    """Without the record first: half of it done, what is left belongs to nothing."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / DRAWN
-    record = json.loads(path.read_text()) if path.is_file() else {}
-    if {name: record.get(name) for name in how} == how:
-        return record
+    (folder / DRAWN).unlink(missing_ok=True)
     for stale in folder.glob("*.png"):
         stale.unlink()
-    return {}
+
+
+def _write(folder: Path, how: dict[str, Any], seconds: list[float]) -> None:
+    aside = folder / f".{DRAWN}"
+    aside.write_text(json.dumps({**how, "seconds": seconds}, indent=1) + "\n")
+    aside.rename(folder / DRAWN)
 
 
 def _record(subject: Subject, sha256: str, settings: dict[str, Any] | None, seconds: float | None, peak: int | None) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 A subject is written ``[label=]source[?steps=4&guidance=1.5]``, where the source is a diffusers folder, a hub id, a run's folder, an adapter
 (a folder with ``pytorch_lora_weights.safetensors``, a file of it, or ``lora:hub/id``), or a folder of pictures drawn elsewhere. Behind the
-question mark stand arguments of the pipeline's call; they win over the run's own settings, and those over the command's.
+question mark stand arguments of the pipeline's call; they win over the command's ``--steps`` and ``--guidance``, and those over a run's own
+settings.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -50,11 +52,10 @@ class Subject:
     given: tuple[str, ...] = ()
     train: str = ""
 
-    def with_defaults(self, steps: int | None, guidance: float | None) -> Subject:
-        """The subject with the command's settings where it has none of its own."""
-        own = self.settings
-        filled = replace(own, steps=steps if own.steps is None else own.steps, guidance=guidance if own.guidance is None else own.guidance)
-        return replace(self, settings=filled)
+    def called_with(self, **asked: Any) -> Subject:
+        """The subject with settings that are asked for of all subjects, where it was not given its own."""
+        own = {name: value for name, value in asked.items() if value is not None and name not in self.given}
+        return replace(self, settings=replace(self.settings, **own)) if self.kind != "pictures" else self
 
 
 def subjects(texts: Sequence[str], base: str = "", steps: Sequence[int] = (), guidance: float | None = None) -> list[Subject]:
@@ -63,35 +64,29 @@ def subjects(texts: Sequence[str], base: str = "", steps: Sequence[int] = (), gu
     Args:
         texts: see the module's first lines; base: another one, that all are compared with. Without it the base is what the first adapter or
             run was made from, if that is known, else the first subject.
-        steps: several numbers make several subjects of each, ``label@steps``; for those that name their own they change nothing.
-        guidance: for those that name none.
+        steps, guidance: for all whose text names none; several numbers of steps make several subjects of each, ``label@steps``.
 
     Raises:
         SubjectError: nothing there, an adapter without a base, or two of one label.
     """
     found = [_find(text, base) for text in texts]
     first = _find(base, "") if base else next(filter(None, map(_made_from, found)), None)
-    if first is not None and first.label not in [subject.label for subject in found]:
-        found = [first, *found]
-    elif first is not None:
-        found.sort(key=lambda subject: subject.label != first.label)
-    several = [_at(subject, count) for subject in found for count in (_steps_of(subject, steps))]
-    made = [subject.with_defaults(None, guidance) for subject in several]
+    if first is not None:
+        # a run may be called what its base is called: that is no reason to leave the base out
+        same = [one for one in found if (one.label, one.source, one.kind) == (first.label, first.source, first.kind)]
+        found = [*(same or [first]), *(subject for subject in found if subject not in same)]
+    made = [one.called_with(guidance=guidance) for subject in found for one in _over(subject, steps)]
     labels = [subject.label for subject in made]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise SubjectError(f"two subjects are called {', '.join(twice)}; write label=source to tell them apart")
     return made
 
 
-def _steps_of(subject: Subject, steps: Sequence[int]) -> Sequence[int | None]:
-    fixed = subject.kind == "pictures" or "steps" in subject.given or not steps
-    return (None,) if fixed else steps if len(steps) > 1 else (steps[0],)
-
-
-def _at(subject: Subject, steps: int | None) -> Subject:
-    if steps is None:
-        return subject
-    return replace(subject, label=f"{subject.label}@{steps}", settings=replace(subject.settings, steps=steps))
+def _over(subject: Subject, steps: Sequence[int]) -> list[Subject]:
+    """The subject at each of these numbers of steps."""
+    if len(steps) < 2 or subject.kind == "pictures" or "steps" in subject.given:
+        return [subject.called_with(steps=next(iter(steps), None))]
+    return [replace(subject.called_with(steps=count), label=f"{subject.label}@{count}") for count in steps]
 
 
 def _find(text: str, base: str) -> Subject:
@@ -101,14 +96,20 @@ def _find(text: str, base: str) -> Subject:
     given = _given(query, text)
     subject = _recognise(source, base)
     label = label or subject.label
-    if not re.fullmatch(r"[\w.+-]+", label):
-        raise SubjectError(f"a label names files, so {label!r} may hold letters, digits, and . _ + -; write label=source")
+    check_label(label, r"[\w.+-]+")
     return replace(subject, label=label, settings=_overridden(subject.settings, given), given=tuple(given))
+
+
+def check_label(label: str, allowed: str = r"[\w.+@-]+") -> None:
+    """Raise ``SubjectError`` for a label that cannot be the name of a folder; ``@`` is that of ``label@steps``."""
+    if not re.fullmatch(allowed, label) or not label.strip("."):
+        raise SubjectError(f"a label names files, so {label!r} may hold letters, digits, and . _ + -, not dots alone; write label=source")
 
 
 def _recognise(source: str, base: str) -> Subject:
     path = Path(source).expanduser()
-    name = path.name or "model"
+    # of "." and "..", too
+    name = Path(os.path.abspath(path)).name or "model"
     if source in PIPELINES:
         return Subject(source, source, "pipeline", EMBEDDED if source == "shapes" else Settings())
     if source.startswith("lora:") or path.suffix == ".safetensors" or (path / LORA_WEIGHTS).is_file():
@@ -137,9 +138,13 @@ def _recognise(source: str, base: str) -> Subject:
 
 def _config(run: Path) -> dict[str, Any]:
     try:
-        return yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        found = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SubjectError(f"{run / 'config.yaml'} cannot be read: {error}") from error
+    parts = [found.get(name) or {} for name in ("model", "sampling", "teacher", "data")] if isinstance(found, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise SubjectError(f"{run / 'config.yaml'} is no run's configuration: it wants sections with settings")
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def _settings_of(config: dict[str, Any]) -> Settings:
@@ -179,8 +184,8 @@ def _given(query: str, text: str) -> dict[str, Any]:
 
 def _number(value: str) -> Any:
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
+        return json.loads(value, parse_constant=str)
+    except (json.JSONDecodeError, RecursionError):
         return value
 
 

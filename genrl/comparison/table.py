@@ -145,12 +145,17 @@ def words(result: Mapping[str, Any]) -> list[str]:
     """What came out, a sentence for each subject and reward, for the terminal."""
     said = []
     for row in result["comparison"]:
-        if row["model"] == result["base"] or "difference" not in row or row["metric"].startswith("diversity"):
+        if row["model"] == result["base"] or row["metric"].startswith("diversity: "):
+            continue
+        if "difference" not in row:
+            said.append(f"{row['model']} cannot be compared by {row['metric']}: too few prompts have scores of both, {row['prompts']}.")
             continue
         low, high = row["difference_ci95"]
         interval = f"{row['difference']:+.3g} [{low:+.3g}, {high:+.3g}]"
         better = {"better": "is better than", "worse": "is worse than"}.get(row["verdict"], "differs by no more than noise from")
-        least = f"; {row['minimum_detectable']:.2g} would have been seen" if row["verdict"] == "no more than noise" else ""
+        # where no difference varies, nothing is known of what would have been seen
+        quiet = row["verdict"] == "no more than noise" and row["minimum_detectable"] > 0
+        least = f"; {row['minimum_detectable']:.2g} would have been seen" if quiet else ""
         if least and not low <= 0 <= high:
             least = f"; of so many metrics one is that far by chance (corrected p {row['p_adjusted']:.2g})"
         said.append(

@@ -24,7 +24,7 @@ import yaml
 from scipy import stats
 
 from genrl.evaluation.lines import read_lines
-from genrl.evaluation.reading import Evaluation, Key, evaluation_of
+from genrl.evaluation.reading import Evaluation, Key, read_evaluation
 from genrl.evaluation.statistics import prompt_means
 from genrl.settings import flatten
 
@@ -65,7 +65,7 @@ def curves_of(run: Path, keys: Sequence[Key] | None = None) -> dict[str, Points]
     found: dict[str, Points] = {}
     for line in read_lines(run / "metrics.jsonl"):
         for name, value in line.items():
-            if value is not None and any(fnmatch(name, told) for told in TOLD):
+            if isinstance(value, (int, float)) and np.isfinite(value) and any(fnmatch(name, told) for told in TOLD):
                 found.setdefault(name, {})[line["round"]] = float(value)
     evaluations = evaluations_of(run)
     for evaluation in evaluations:
@@ -80,8 +80,8 @@ def evaluations_of(run: Path) -> list[Evaluation]:
     found = []
     for file in sorted((run / "evaluations").glob("round-*.json")):
         try:
-            found.append(evaluation_of(run, json.loads(file.read_text())))
-        except (json.JSONDecodeError, OSError):
+            found.append(read_evaluation(run, file))
+        except (ValueError, OSError):
             continue
     return sorted(found, key=lambda evaluation: evaluation.round)
 
@@ -93,9 +93,16 @@ def common_keys(evaluations: Sequence[Evaluation]) -> list[Key]:
 
 
 def settings_of(run: Path) -> dict[str, Any]:
-    """Dotted key -> value of a run's ``config.yaml``, without what is ``FREE``; empty without the file."""
+    """Dotted key -> value of a run's ``config.yaml``, without what is ``FREE``; empty without the file.
+
+    Raises:
+        ValueError: the file holds no settings.
+    """
     file = run / "config.yaml"
-    flat = flatten(yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+    try:
+        flat = flatten(yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{file} holds no settings of a run: {error}") from error
     return {name: value for name, value in flat.items() if not any(fnmatch(name, free) for free in FREE)}
 
 

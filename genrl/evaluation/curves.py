@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -208,12 +209,25 @@ def load_reference(reference: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no reference curve {str(reference)!r}, neither a name nor a file; {known}")
     try:
         content = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}") from None
     lacking = [key for key in NEEDED if key not in content] if isinstance(content, dict) else list(NEEDED)
     if lacking:
         raise ValueError(f"{file} is no reference curve: it lacks {', '.join(lacking)}; benchmarks/reference_curves.py writes them")
+    kinds = {"name": str, "rounds": int, "seeds": list, "settings": dict, "prompts": list, "curves": dict}
+    broken = [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
+    broken = broken or [metric for metric, points in content["curves"].items() if not _is_band(points)]
+    if broken or not all(isinstance(key, list) and len(key) == 2 for key in content["prompts"]):
+        raise ValueError(f"{file} is no reference curve: what it has as {', '.join(broken) or 'prompts'} cannot be read")
     return content
+
+
+def _is_band(points: Any) -> bool:
+    """Whether these are ``round``, ``mean``, ``low`` and ``high``, equally many finite numbers each."""
+    columns = [points.get(name) for name in ("round", "mean", "low", "high")] if isinstance(points, dict) else [None]
+    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return False
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for column in columns for value in column)
 
 
 def _side(distance: float) -> Side:

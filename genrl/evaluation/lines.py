@@ -8,11 +8,16 @@ from typing import Any
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file, none if there is no file; a line that a kill cut short is left out."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    """The complete lines of a JSON-lines file of a run, objects with their ``round``; none if there is no file.
+
+    A line that a kill cut short is left out, and so is what follows it.
+    """
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text("utf-8", errors="replace").split("\n") if path.exists() else ():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text) if text.strip() else None
         except json.JSONDecodeError:
             break
+        if isinstance(line, dict) and isinstance(line.get("round"), (int, float)):
+            lines.append(line)
     return lines

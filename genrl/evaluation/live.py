@@ -46,8 +46,10 @@ def watch(run: Path, every_s: float = 2.0, once: bool = False, console: Console 
     """Show a run until its ``summary.json`` appears; ``once`` prints one frame and ends.
 
     Raises:
-        ValueError: ``every_s`` is not above 0.
+        ValueError: ``every_s`` is not above 0, or the run is a file.
     """
+    if run.is_file():
+        raise ValueError(f"{run} is a file: name the folder of a run")
     if every_s <= 0:
         raise ValueError(f"a view that is drawn again every {every_s} s never rests: take a number above 0")
     console = console or Console()
@@ -66,6 +68,8 @@ def frame(run: Path, width: int) -> RenderableType:
     """A run's state at this moment, ``width`` columns wide."""
     if not run.is_dir():
         return Panel(Text(f"{run} is not there yet: waiting for the run to begin"), width=width)
+    if not any((run / name).is_file() for name in ("config.yaml", "metrics.jsonl")):
+        return Panel(Text(f"{run} holds no config.yaml, and so no run: no round is over yet"), width=width)
     config, evaluations = _config(run), evaluations_of(run)
     curves = curves_of(run) if (run / "metrics.jsonl").is_file() else {}
     parts: list[RenderableType] = [_header(run, config)]
@@ -83,10 +87,10 @@ def frame(run: Path, width: int) -> RenderableType:
 def finished(run: Path) -> bool:
     """Whether the run has written its summary, of as many rounds as its config asks for now; one that judges nothing writes none, and
     ends with its last round."""
-    rounds = _config(run).get("run", {}).get("rounds", 0)
+    rounds = _rounds(_config(run))
     try:
         return json.loads((run / "summary.json").read_text())["rounds"] >= rounds
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError):
         judges = any((run / "evaluations").glob("round-*.json"))
         lines = [] if judges else read_lines(run / "metrics.jsonl")
         return bool(lines) and lines[-1]["round"] >= rounds > 0
@@ -145,12 +149,18 @@ def half_blocks(file: Path) -> Text | None:
 
 
 def _config(run: Path) -> dict[str, Any]:
-    """The run's settings; empty where they are missing or half written."""
+    """The sections of the run's settings; empty where they are missing or half written."""
     try:
         found = yaml.safe_load((run / "config.yaml").read_text())
     except (OSError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {name: part for name, part in found.items() if isinstance(part, dict)} if isinstance(found, dict) else {}
+
+
+def _rounds(config: dict[str, Any]) -> int:
+    """How many the run is to have; 0 if it does not say."""
+    rounds = config.get("run", {}).get("rounds", 0)
+    return rounds if isinstance(rounds, int) else 0
 
 
 def _trained(config: dict[str, Any]) -> set[str]:
@@ -164,7 +174,7 @@ def _header(run: Path, config: dict[str, Any]) -> Text:
     except (OSError, ValueError):
         command = ""
     trainer = re.search(r"trainers[./\\](\w+)", command)
-    rounds = config.get("run", {}).get("rounds", 0)
+    rounds = _rounds(config)
     text = Text.assemble((trainer[1] if trainer else "training", "bold"), f" of {config.get('model', {}).get('source', 'a model')}\n")
     lines, seconds = read_lines(run / "metrics.jsonl"), [line["seconds"] for line in read_lines(run / "timing.jsonl")]
     if not lines or not seconds:

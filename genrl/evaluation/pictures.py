@@ -80,7 +80,7 @@ def drawn_rows(
 ) -> list[dict[str, Any]]:
     """Up to ``most`` prompts by the fixed seed, at the first picture that every model has; ``scores`` as for ``row``."""
     shared = _shared(files.values())
-    first = {p: min(n for q, n in shared if q == p) for p, _ in shared}
+    first = {p: n for p, n in reversed(shared)}
     chosen = drawn(list(first))[:most]
     return [row(album, prompts, files, scores, p, first[p]) for p in sorted(chosen[:PAIRS]) + sorted(chosen[PAIRS:])]
 

@@ -41,10 +41,22 @@ class Evaluation:
 
 def read_evaluations(run: Path) -> list[Evaluation]:
     """All evaluations of a run, by round; at least the one before and the one after training."""
-    found = [evaluation_of(run, json.loads(file.read_text())) for file in (run / "evaluations").glob("round-*.json")]
+    found = [read_evaluation(run, file) for file in (run / "evaluations").glob("round-*.json")]
     if len(found) < 2:
         raise FileNotFoundError(f"{run / 'evaluations'} has {len(found)} round-*.json: a report compares at least two")
     return sorted(found, key=lambda evaluation: evaluation.round)
+
+
+def read_evaluation(run: Path, file: Path) -> Evaluation:
+    """One of the files.
+
+    Raises:
+        ValueError: it holds no evaluation.
+    """
+    try:
+        return evaluation_of(run, json.loads(file.read_text()))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} holds no evaluation of a run ({type(error).__name__}: {error})") from error
 
 
 def full_ends(evaluations: list[Evaluation]) -> list[Evaluation]:

@@ -20,12 +20,15 @@ import numpy as np
 from markupsafe import Markup
 
 from genrl.evaluation import figures, hacking, pictures, plots, rendering, views
+from genrl.evaluation.lines import read_lines
 from genrl.evaluation.pictures import Album
 from genrl.evaluation.plots import as_float, nanmean, number, signed
 from genrl.evaluation.reading import Evaluation, full_ends, on_common, pictures_of, read_evaluations
 from genrl.evaluation.statistics import bootstrap_interval, paired_gain
 
 ENDS: tuple[str, str] = ("base model", "trained model")
+NEEDED = ("judge", "proxy", "judge_before", "judge_after", "judge_gain", "judge_gain_ci95", "rounds", "images_seen", "wall_s")
+"""What the page takes from ``summary.json``; the rest may be absent."""
 
 
 def write_report(run: Path) -> Path:
@@ -34,7 +37,9 @@ def write_report(run: Path) -> Path:
     evaluations = read_evaluations(run)
     if not (run / "summary.json").is_file():
         raise FileNotFoundError(f"{run} has no summary.json: a report needs a run that finished")
-    summary = json.loads((run / "summary.json").read_text())
+    summary = _object(run / "summary.json")
+    if lacking := [name for name in NEEDED if name not in summary]:
+        raise ValueError(f"{run / 'summary.json'} is no summary of a run: it lacks {', '.join(lacking)}")
     judge, proxy = summary["judge"], summary["proxy"]
     # runs of older versions always trained the proxy
     trained = summary.setdefault("trained", [proxy])
@@ -42,8 +47,8 @@ def write_report(run: Path) -> Path:
     path = on_common(evaluations)
     _check_paired(first, last, judge)
     verdict = hacking.verdict(first.scores, last.scores, judge, proxy, trained)
-    metrics = [json.loads(line) for line in _read(run / "metrics.jsonl").splitlines() if line.strip()]
-    versions = json.loads(_read(run / "versions.json") or "{}")
+    metrics = read_lines(run / "metrics.jsonl")
+    versions = _object(run / "versions.json") if (run / "versions.json").is_file() else {}
     album = Album()
     name = run.resolve().name
     drawn, grids = picture_grids(first, last, judge, album)
@@ -75,7 +80,7 @@ def write_report(run: Path) -> Path:
         if verdict.numbers
         else [],
         "thresholds": {"gap": hacking.MATERIAL_GAP_Z, "rank": hacking.RANK_DROP},
-        "alarms": [json.loads(line) for line in _read(run / "alarms.jsonl").splitlines() if line.strip()],
+        "alarms": read_lines(run / "alarms.jsonl"),
         "versions": versions,
         "evaluation": first,
         "prompts_hash": hashlib.sha256("\n".join(key[0] for key in first.keys).encode()).hexdigest()[:12],
@@ -99,6 +104,13 @@ def _check_paired(first: Evaluation, last: Evaluation, judge: str) -> None:
 
 def _read(file: Path) -> str:
     return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} is no object in JSON: {error}") from error
 
 
 def outcome(summary: dict[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from genrl.models._diffusers import ModelError, folder_of, unloadable
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 """Name of the file that holds an exported adapter."""
 WEIGHTS = (".safetensors", ".bin", ".json")
+OURS = ("prompt", "generator", "output_type")
+"""Arguments of a pipeline's call that a painter gives itself."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Settings:
         height, width: pixels.
         options: further arguments of the call, such as SD3's ``max_sequence_length``.
         absent: parts of the pipeline that are left out, such as SD3's ``text_encoder_3``.
+
+    Raises:
+        ModelError: a number that no pipeline can be called with.
     """
 
     steps: int | None = None
@@ -39,6 +45,14 @@ class Settings:
     width: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "height", "width"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise ModelError(f"{name} must be a whole number above 0; got {value!r}")
+        if self.guidance is not None and (type(self.guidance) not in (int, float) or not math.isfinite(self.guidance)):
+            raise ModelError(f"guidance must be a number; got {self.guidance!r}")
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the pipeline's call."""
@@ -82,10 +96,12 @@ class Painter:
         if lora:
             self._adapt(lora)
         known = inspect.signature(self.pipeline.__call__).parameters
-        for name in ("prompt", "generator", *settings.arguments()):
+        for name in (*OURS, *settings.arguments()):
             if name not in known:
                 what = "is no text-to-image pipeline" if name == "prompt" else f"has no setting {name!r}"
                 raise ModelError(f"{source!r}, a {type(self.pipeline).__name__}, {what}")
+        if taken := [name for name in OURS if name in settings.options]:
+            raise ModelError(f"{', '.join(taken)} of the call of {source!r} is set for each picture, and cannot be a setting")
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.to(self.device)
 
@@ -108,8 +124,15 @@ class Painter:
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """Images ``[B, 3, H, W]`` in [0, 1] on the CPU; image i starts from the noise of ``seeds[i]``, whatever batch and device."""
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        images = self.pipeline(list(prompts), generator=generators, output_type="pt", **self.settings.arguments()).images
-        return images.float().cpu()
+        settings = self.settings.arguments()
+        try:
+            images = self.pipeline(list(prompts), generator=generators, output_type="pt", **settings).images.float().cpu()
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            # what the value of a setting leads to is found out by calling
+            raise ModelError(f"{self.source!r} cannot be called with {settings}: {error}") from error
+        if len(images) != len(prompts):
+            raise ModelError(f"{self.source!r}, called with {settings}, drew {len(images)} pictures of {len(prompts)} prompts")
+        return images
 
     def sha256(self) -> str:
         """Of the files of pipeline and adapter, names and contents: two folders that draw alike because they are alike agree."""

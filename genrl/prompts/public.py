@@ -61,8 +61,15 @@ def table(path: Path, category: str = "category", **form: Any) -> list[Prompt]:
     """A ``.csv`` or ``.tsv`` file with a header; every column but the prompt's becomes metadata.
 
     Raises:
-        PromptError: no column of prompts, or a row without one.
+        PromptError: no table, no column of prompts, or a row without one.
     """
+    try:
+        return _rows(path, category, form)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise PromptError(f"{path}: no table in UTF-8 ({error})") from None
+
+
+def _rows(path: Path, category: str, form: Mapping[str, Any]) -> list[Prompt]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", **form)
         names = {name.strip().lower(): name for name in rows.fieldnames or ()}

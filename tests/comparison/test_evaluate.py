@@ -1,6 +1,8 @@
 """``genrl evaluate`` from end to end, on the shapes world."""
 
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ import torch
 from PIL import Image
 
 from genrl.cli import main
+from genrl.comparison import evaluate as evaluation
 from genrl.comparison import measuring
 from genrl.evaluation.distances import Statistics
 
 FEW = ["--prompts", "shapes", "--limit", "6", "--images", "2", "--batch", "12"]
+SIBLINGS = '{"win_rate": {"preference": "jpeg_size"}}'
 TWO = ["one=shapes?steps=1&guidance=1", "four=shapes?steps=4&guidance=1"]
 
 
@@ -174,6 +178,10 @@ def test_the_sets_are_listed(capsys):
         (["shapes", "--prompts", "shapes", "--reference", "nowhere", "--limit", "1"], "no reference 'nowhere'"),
         (["shapes?colour=red", "--prompts", "shapes"], "has no setting 'colour'"),
         (["--like", "nowhere.json"], "cannot read 'nowhere.json'"),
+        (["shapes", "--prompts", "shapes", "--batch", "0"], "--batch 0: at least one picture"),
+        (["shapes", "--prompts", "shapes", "--steps", "0"], "steps must be a whole number above 0; got 0"),
+        (["shapes", "--prompts", "shapes", "--rewards", "jpeg_size", "--reward-options", '{"jpeg_size": 5}'], "jpeg_size are no object"),
+        (["shapes", "--prompts", "shapes", "--rewards", "win_rate", "--reward-options", SIBLINGS], "every model has the same mean"),
     ],
 )
 def test_a_foreseen_failure_is_one_message(arguments, words, tmp_path, capsys):
@@ -187,3 +195,67 @@ def test_a_prompt_that_stands_twice(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "shapes", "--prompts", str(tmp_path / "set.txt"), "--rewards", "shapes_proxy", "--out", str(tmp_path)])
     assert "has 'a' twice" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", TWO[0], *FEW, "--device", "cuda", "--out", str(tmp_path)])
+    assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+def test_fewer_images_in_the_same_folder_are_other_features(done, tmp_path):
+    """What is in a folder of an evaluation of more images must not be taken for the features of fewer."""
+    shutil.copytree(done, tmp_path / "again")
+    for folder in ("again", "fresh"):
+        main(["evaluate", *TWO, *FEW, "--images", "1", "--rewards", "jpeg_size", "--out", str(tmp_path / folder)])
+    again, fresh = read(tmp_path / "again"), read(tmp_path / "fresh")
+    assert again["scores"] == fresh["scores"]
+    for name, entry in fresh["distances"]["four"].items():
+        assert again["distances"]["four"][name]["value"] == pytest.approx(entry["value"], rel=1e-6), name
+
+
+def test_several_pictures_of_a_prompt_in_an_index(tmp_path):
+    (tmp_path / "mine").mkdir()
+    lines = []
+    for number in range(6):
+        Image.new("RGB", (64, 64), (40 * number, 0, 0)).save(tmp_path / "mine" / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "prompt": f"prompt {number // 2}"}))
+    (tmp_path / "mine" / "images.jsonl").write_text("\n".join(lines))
+    command = ["evaluate", str(tmp_path / "mine"), "--rewards", "jpeg_size", "--features", "--images", "2"]
+    main([*command, "--out", str(tmp_path / "out")])
+    assert [prompt["prompt"] for prompt in read(tmp_path / "out")["protocol"]["prompts"]] == ["prompt 0", "prompt 1", "prompt 2"]
+
+
+def test_the_same_pictures_of_one_prompt(tmp_path, capsys):
+    """Nothing can be compared, and everything that can be had is there."""
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for image in range(2):
+            Image.new("RGB", (64, 64), (90, 0, 0)).save(tmp_path / label / f"0-{image}.png")
+    (tmp_path / "p.txt").write_text("a red square\n")
+    command = ["evaluate", *(str(tmp_path / label) for label in ("a", "b")), "--prompts", str(tmp_path / "p.txt"), "--images", "2"]
+    main([*command, "--rewards", "jpeg_size", "--features", "shapes", "--out", str(tmp_path / "out")])
+    result = read(tmp_path / "out")
+    assert result["scores"]["a"] == result["scores"]["b"] and result["distances"]["b"].keys() == {"vendi/shapes", "fd/shapes"}
+    assert "b cannot be compared by jpeg_size" in capsys.readouterr().out
+
+
+def test_an_interruption_is_one_word(tmp_path, capsys, monkeypatch):
+    def stopped(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("genrl.comparison.evaluate.draw", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", TWO[0], *FEW, "--features", "--out", str(tmp_path)])
+    assert ended.value.code == 130 and capsys.readouterr().err.strip() == "interrupted"
+
+
+def test_the_commit_is_of_this_checkout_alone(tmp_path, monkeypatch):
+    """Without git there is none, and the repository that an environment lies in is not ours."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert evaluation._commit() == ""
+    monkeypatch.undo()
+    monkeypatch.setattr(evaluation, "__file__", str(tmp_path / "site-packages/genrl/comparison/evaluate.py"))
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=False)
+    assert evaluation._commit() == ""

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -144,3 +145,134 @@ def test_a_line_that_names_nothing(tmp_path, line):
     (tmp_path / "images.jsonl").write_text(line)
     with pytest.raises(SubjectError, match=r"images\.jsonl:1: wants"):
         assigned(tmp_path, PROMPTS)
+
+
+# -- what is there from before
+
+
+def drawn(folder, seed=0, images=2):
+    draw(subjects(["shapes?steps=1&guidance=1"])[0], PROMPTS, images, seed, folder, tell=str)
+    return torch.cat(list(by_prompt(folder, 3, images)))
+
+
+def test_pictures_of_a_start_that_was_broken_off_are_not_taken_for_those_before(tmp_path, monkeypatch):
+    first, save = drawn(tmp_path), Image.Image.save
+
+    def broken(picture, path, **options):
+        if path.name.startswith(".00001"):
+            raise KeyboardInterrupt
+        save(picture, path, **options)
+
+    monkeypatch.setattr(Image.Image, "save", broken)
+    with pytest.raises(KeyboardInterrupt):
+        drawn(tmp_path, seed=1)
+    monkeypatch.undo()
+    assert (tmp_path / name_of(0, 1)).is_file() and not (tmp_path / name_of(1, 0)).is_file()
+    assert torch.equal(drawn(tmp_path), first)
+
+
+def test_pictures_that_were_adopted_are_not_taken_for_drawn(tmp_path):
+    first = drawn(tmp_path / "to")
+    for place in range(3):
+        for image in range(2):
+            colour(tmp_path / "from" / name_of(place, image), place)
+    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "to")
+    assert torch.equal(drawn(tmp_path / "to"), first)
+
+
+@pytest.mark.parametrize("record", ['{"sha256": "', "[1]", "{}"])
+def test_a_record_that_cannot_be_read_is_none(tmp_path, record):
+    first = drawn(tmp_path)
+    (tmp_path / "drawn.json").write_text(record)
+    assert torch.equal(drawn(tmp_path), first)
+
+
+def test_an_evaluation_does_not_eat_its_own_pictures(tmp_path):
+    own = tmp_path / "models" / "mine"
+    for place in range(3):
+        colour(own / name_of(place, 0), place)
+    for source in (own, tmp_path):
+        with pytest.raises(SubjectError, match=r"pictures of this evaluation.* --out"):
+            adopt(elsewhere(source), PROMPTS, 1, own)
+    assert levels(own, images=1) == [[0], [1], [2]]
+
+
+# -- pictures from anywhere
+
+
+def test_numbers_in_names_are_ordered_as_numbers(tmp_path):
+    for value in range(12):
+        colour(tmp_path / "plain" / f"{value}.png", value)
+        colour(tmp_path / "ours" / f"0-{value}.png", value)
+    prompts = [Prompt(f"prompt {place}") for place in range(12)]
+    assert [int(paths[0].stem) for paths in assigned(tmp_path / "plain", prompts).values()] == list(range(12))
+    assert [path.stem for path in assigned(tmp_path / "ours", prompts)[0]] == [f"0-{image}" for image in range(12)]
+
+
+def test_hidden_files_and_folders_are_no_pictures(tmp_path):
+    for value, name in enumerate(["0.png", "1.png", "2.png", ".3.png", ".thumbnails/4.png"]):
+        colour(tmp_path / name, value)
+    (tmp_path / "5.png").mkdir()
+    assert [path.name for paths in assigned(tmp_path, PROMPTS).values() for path in paths] == ["0.png", "1.png", "2.png"]
+
+
+def test_names_of_prompts_that_are_not_there(tmp_path):
+    """Of the list that they were drawn from only some are compared: their places are not those of the others."""
+    for place in range(6):
+        colour(tmp_path / name_of(place, 0), place)
+    with pytest.raises(SubjectError, match="pictures of prompt 3, and the list has 3, counted from 0"):
+        assigned(tmp_path, PROMPTS)
+
+
+def test_two_pictures_of_one_name(tmp_path):
+    for name in ("00000-0.png", "0-0.jpg", "1-0.png", "2-0.png"):
+        colour(tmp_path / name, 1)
+    with pytest.raises(SubjectError, match="are both called image 0 of prompt 0"):
+        assigned(tmp_path, PROMPTS)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "sub/../../secret.png", "/etc/secret.png"])
+def test_an_index_does_not_lead_out_of_its_folder(tmp_path, name):
+    colour(tmp_path / "secret.png", 1)
+    (tmp_path / "from" / "sub").mkdir(parents=True)
+    image = name if not name.startswith("/") else str(tmp_path / "secret.png")
+    (tmp_path / "from" / "images.jsonl").write_text(json.dumps({"image": image, "prompt": PROMPTS[0].text}))
+    with pytest.raises(SubjectError, match="a file in this folder"):
+        assigned(tmp_path / "from", PROMPTS[:1])
+
+
+def test_an_index_as_other_programs_write_it(tmp_path):
+    """With a byte order mark, and letters that are no end of a line in JSON."""
+    prompts = [Prompt("a red\u2028circle"), Prompt("two\x85squares")]
+    colour(tmp_path / "a.png", 1)
+    lines = [json.dumps({"image": "a.png", "prompt": f" {prompt.text} "}, ensure_ascii=False) for prompt in prompts]
+    (tmp_path / "images.jsonl").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    assert list(assigned(tmp_path, prompts)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda data: b"", lambda data: data[:60], lambda data: b"GIF89a", lambda data: data.replace(b"IDAT", b"ID\0T")]
+)
+def test_a_picture_that_cannot_be_read_is_named(tmp_path, spoil):
+    for place in range(3):
+        colour(tmp_path / "from" / f"{place}.png", 1)
+    bad = tmp_path / "from" / "1.png"
+    bad.write_bytes(spoil(bad.read_bytes()))
+    with pytest.raises(SubjectError, match=r"1\.png' cannot be read as a picture"):
+        adopt(elsewhere(tmp_path / "from"), PROMPTS, 1, tmp_path / "to")
+
+
+def test_pictures_of_every_mode(tmp_path):
+    levels_of_16_bits = np.full((8, 8), 100 * 256 + 7, np.uint16)
+    for place, (picture, name) in enumerate(
+        [
+            (Image.fromarray(levels_of_16_bits), "png"),
+            (Image.new("L", (8, 8), 100), "png"),
+            (Image.new("RGBA", (8, 8), (100, 0, 0, 255)), "webp"),
+            (Image.new("RGB", (8, 8), (100, 0, 0)).convert("P"), "png"),
+            (Image.new("RGB", (8, 8), (100, 0, 0)).convert("CMYK"), "jpg"),
+        ]
+    ):
+        picture.save(tmp_path / f"{place}.{name}")
+    adopt(elsewhere(tmp_path), [Prompt(str(place)) for place in range(5)], 1, tmp_path / "to")
+    assert all(abs(level - 100) <= 4 for (level,) in levels(tmp_path / "to", 5, 1))

@@ -62,15 +62,16 @@ def test_the_base_comes_first_and_is_not_doubled(run):
 
 
 def test_what_stands_behind_the_question_mark_wins(run):
-    (base, found) = subjects([f"x={run}?steps=3&guidance=7&max_sequence_length=5"], guidance=9.0)
+    (base, found) = subjects([f"x={run}?steps=3&guidance=7&max_sequence_length=5"])
     assert found.label == "x" and found.settings.arguments() == {"num_inference_steps": 3, "guidance_scale": 7, "max_sequence_length": 5}
     assert base.settings.steps == 10
 
 
-def test_the_command_s_settings_are_for_those_without(run):
-    first, second = subjects(["shapes", "shapes_sdxl?guidance=2"], steps=[6], guidance=3.0)
-    assert (first.label, first.settings.steps, first.settings.guidance) == ("shapes@6", 6, 3.0)
-    assert (second.settings.steps, second.settings.guidance) == (6, 2)
+def test_the_command_s_settings_are_for_those_that_name_none(run):
+    first, second, third = subjects([str(run), "shapes_sdxl?guidance=2"], steps=[6], guidance=3.0)
+    assert (first.label, first.settings.steps, first.settings.guidance) == ("shapes", 6, 3.0)
+    assert (second.label, second.settings.steps, second.settings.guidance) == ("mine", 6, 3.0)
+    assert (third.settings.steps, third.settings.guidance) == (6, 2)
 
 
 def test_several_steps_make_several_subjects():
@@ -123,3 +124,34 @@ def test_an_empty_folder_and_an_unfinished_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(SubjectError, match="no pipeline yet"):
         subjects([str(tmp_path)])
+
+
+def test_a_run_may_be_called_what_its_base_is_called(tmp_path):
+    path = str(made_run(tmp_path / "shapes", RUN))
+    with pytest.raises(SubjectError, match="two subjects are called shapes"):
+        subjects([path])
+    assert [(found.label, found.kind) for found in subjects([f"mine={path}"])] == [("shapes", "pipeline"), ("mine", "run")]
+
+
+def test_a_folder_is_called_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "pictures" / "inner").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / "a.png")
+    monkeypatch.chdir(tmp_path / "pictures" / "inner")
+    assert subjects([".."])[0].label == "pictures"
+    with pytest.raises(SubjectError, match="not dots alone"):
+        subjects(["..=.."])
+
+
+@pytest.mark.parametrize(
+    "query", ["steps=0", "steps=-1", "steps=2.5", "steps=many", "steps=true", "guidance=NaN", "guidance=x", "height=0"]
+)
+def test_numbers_that_nothing_is_called_with(query):
+    with pytest.raises(ValueError, match=f"{query.partition('=')[0]} must be a"):
+        subjects([f"shapes?{query}"])
+
+
+@pytest.mark.parametrize("config", ["- 1", "model: 5", "a: [", "data: [1]"])
+def test_a_configuration_that_is_none(tmp_path, config):
+    with pytest.raises(SubjectError, match=r"config\.yaml"):
+        subjects([str(made_run(tmp_path / "mine", config))])
+    assert len(subjects([str(made_run(tmp_path / "bare", "model: {source: shapes}\nsampling:\ndata:\n"))])) == 2

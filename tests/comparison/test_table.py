@@ -54,7 +54,9 @@ def test_what_cannot_be_scored_is_left_out_of_both():
 def test_nothing_is_said_of_a_single_prompt():
     new = np.full_like(BASE, np.nan)
     new[0] = 1
-    assert set(row_of(compared(new=new), "new")) == {"metric", "model", "prompts"}
+    rows = compared(new=new)
+    assert set(row_of(rows, "new")) == {"metric", "model", "prompts"}
+    assert table.words({"base": "base", "comparison": rows}) == ["new cannot be compared by judge: too few prompts have scores of both, 1."]
 
 
 def test_many_metrics_are_corrected_for_their_number():
@@ -126,3 +128,17 @@ def test_words_say_who_is_better_and_whether_it_is_more_than_noise():
     said = table.words({"base": "base", "comparison": rows})
     assert said[0].startswith("better is better than base by judge: +0.5 [+0.5, +0.5] over 40 prompts")
     assert "differs by no more than noise" in said[1] and "would have been seen" in said[1] and len(said) == 2
+
+
+def test_words_promise_nothing_of_what_does_not_vary():
+    """The same pictures twice: half of the prompts each, no difference, and nothing known of what would have been seen."""
+    rows = compared(same=BASE)
+    row = row_of(rows, "same")
+    assert (row["win_rate"], row["verdict"], row["p"], row["minimum_detectable"]) == (0.5, "no more than noise", 1, 0)
+    (said,) = table.words({"base": "base", "comparison": rows})
+    assert said.endswith("+0 [+0, +0] over 40 prompts, higher for 50% of them.")
+
+
+def test_a_reward_called_diversity_is_a_reward():
+    columns = table.columns({label: {"diversity": BASE} for label in ("base", "new")}, {"base": {}, "new": {}})
+    assert len(table.words({"base": "base", "comparison": table.comparison(columns, "base")})) == 1

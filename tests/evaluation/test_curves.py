@@ -220,3 +220,38 @@ def test_the_script_writes_a_small_file_that_compares(tmp_path, runs, monkeypatc
     assert not any(name.startswith("run.") for name in content["settings"]) and content["settings"]["actor.beta"] == 0.15
     assert path.stat().st_size < 20_000 and "made_up.json: 7 metrics over 30 rounds" in capsys.readouterr().out
     assert compare_run(make_run(tmp_path / "run", 4), path).inside
+
+
+def test_what_is_no_number_is_no_value(tmp_path, reference):
+    """NaN lies inside no band: it must not pass for a healthy round."""
+    run = make_run(tmp_path / "run", 4)
+    lines = [json.loads(line) | {"policy/w2": float("nan")} for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "policy/w2" not in curves_of(run) and compare_run(run, reference).missing == ("policy/w2",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("prompts", [5], "prompts cannot be read"),
+        ("prompts", "x", "prompts cannot be read"),
+        ("seeds", None, "seeds cannot be read"),
+        ("curves", [], "curves cannot be read"),
+        ("curves", {"policy/w2": {"round": [1]}}, "policy/w2 cannot be read"),
+        ("curves", {"policy/w2": {"round": [1], "mean": [0], "low": [0, 1], "high": [1]}}, "policy/w2 cannot be read"),
+        ("curves", {"policy/w2": {"round": [1], "mean": [float("nan")], "low": [0], "high": [1]}}, "policy/w2 cannot be read"),
+        ("curves", {"policy/w2": {"round": ["x"], "mean": [0], "low": [0], "high": [1]}}, "policy/w2 cannot be read"),
+    ],
+)
+def test_a_malformed_reference_is_one_message(tmp_path, runs, reference, key, value, words):
+    (tmp_path / "bad.json").write_text(json.dumps(json.loads(reference.read_text()) | {key: value}))
+    with pytest.raises(ValueError, match=words):
+        compare_run(runs[0], tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a: [", b"- 1\n"])
+def test_settings_that_cannot_be_read(tmp_path, reference, content):
+    run = make_run(tmp_path / "run", 4)
+    (run / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.yaml holds no settings"):
+        compare_run(run, reference)

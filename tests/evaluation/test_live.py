@@ -50,7 +50,7 @@ def test_every_moment_of_a_run_has_a_frame(tmp_path):
     run = tmp_path / "run"
     assert "is not there yet" in shown(run)
     run.mkdir()
-    assert "no round is over yet" in shown(run)
+    assert "holds no config.yaml, and so no run: no round is over yet" in " ".join(shown(run, 200).split())
     whole = make_run(tmp_path / "whole", finished=False)
     (run / "config.yaml").write_text("run: {rounds: 30, se")
     assert "training of a model" in shown(run)
@@ -171,3 +171,21 @@ def test_a_run_that_judges_nothing_ends_with_its_last_round(tmp_path):
         for path in (run / "evaluations").glob("*.json"):
             path.unlink()
         assert finished(run) is expected
+
+
+def test_what_is_no_run_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file: name the folder of a run"):
+        watch(tmp_path / "file", once=True)
+
+
+def test_odd_lines_and_settings_leave_a_frame(tmp_path):
+    run = make_run(tmp_path / "run", rounds=20, finished=False)
+    (run / "metrics.jsonl").write_text('{"round": 1, "policy/w2": NaN}\n5\n\n{"round": 2, "policy/w2": 0.25, "mix/valid": "x"}\n')
+    (run / "alarms.jsonl").write_text('{"words": "of no round"}\n')
+    (run / "evaluations" / "round-00030.json").write_text("{}")
+    text = shown(run)
+    assert "round 2 /" in text and "nan" not in text and "of no round" not in text and "round 20 against 0" in text
+    (run / "config.yaml").write_text("run: null\nmodel: [1]\n")
+    (run / "summary.json").write_text("[1]")
+    assert "training" in shown(run) and not finished(run)

@@ -284,6 +284,26 @@ def test_what_a_report_cannot_do_without(tmp_path: Path) -> None:
         write_report(run)
 
 
+def test_half_a_line_is_left_out_and_broken_files_are_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", pictures=False)
+    whole = page_of(run)
+    for name in ("metrics.jsonl", "alarms.jsonl"):
+        with (run / name).open("a") as file:
+            file.write('{"round": 81, "wor')
+    assert page_of(run) == whole
+    for name, content, words in (
+        ("versions.json", "[1", "is no object in JSON"),
+        ("summary.json", '{"judge": "exact"}', "lacks proxy, judge_before"),
+        ("summary.json", "5", "is no object in JSON"),
+        ("evaluations/round-00080.json", '{"round": 80}', "holds no evaluation of a run"),
+    ):
+        kept = (run / name).read_text()
+        (run / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{name}.* {words}"):
+            write_report(run)
+        (run / name).write_text(kept)
+
+
 def test_the_report_of_a_run_is_reproducible(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert page_of(run) == page_of(run)

@@ -1,5 +1,6 @@
 """Pictures of finished pipelines, as plain diffusers draws them."""
 
+import math
 import shutil
 
 import pytest
@@ -89,3 +90,23 @@ def test_nothing_there(tmp_path):
 def test_an_adapter_that_is_none(folder, tmp_path):
     with pytest.raises(ModelError, match="cannot put the adapter"):
         Painter(str(folder), FEW, lora=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"steps": 0}, {"steps": True}, {"steps": 2.5}, {"height": -1}, {"guidance": math.nan}, {"guidance": "x"}]
+)
+def test_a_setting_that_is_no_number(settings):
+    with pytest.raises(ModelError, match="must be a"):
+        Settings(**settings)
+
+
+@pytest.mark.parametrize("option", ["prompt", "generator", "output_type"])
+def test_what_is_set_for_each_picture_is_no_setting(folder, option):
+    with pytest.raises(ModelError, match=f"{option} of the call .* is set for each picture"):
+        Painter(str(folder), Settings(options={option: "x"}))
+
+
+@pytest.mark.parametrize("options", [{"height": 33}, {"callback_on_step_end": "x"}, {"return_dict": False}])
+def test_what_a_value_leads_to_is_one_message(folder, options):
+    with pytest.raises(ModelError, match="cannot be called with"):
+        Painter(str(folder), Settings(steps=1, options={"max_sequence_length": 8} | options))(PROMPTS, [1, 2])
