@@ -224,8 +224,10 @@ def load_reference(reference: str | Path) -> dict[str, Any]:
 
 def _is_band(points: Any) -> bool:
     """Whether these are ``round``, ``mean``, ``low`` and ``high``, equally many finite numbers each."""
-    columns = [points.get(name) for name in ("round", "mean", "low", "high")] if isinstance(points, dict) else [None]
-    if not all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+    if not isinstance(points, dict):
+        return False
+    columns = [column for name in ("round", "mean", "low", "high") if isinstance(column := points.get(name), list)]
+    if len(columns) < 4 or len({len(column) for column in columns}) > 1:
         return False
     return all(isinstance(value, (int, float)) and math.isfinite(value) for column in columns for value in column)
 

@@ -72,8 +72,8 @@ def test_names_like_ours_are_understood(tmp_path):
     for place in range(3):
         for image in range(3):
             colour(tmp_path / "from" / f"{place:05d}-{image}.png", 10 * place + image)
-    record = adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "to")
-    assert levels(tmp_path / "to") == [[0, 1], [10, 11], [20, 21]]
+    record = adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "models" / "to")
+    assert levels(tmp_path / "models" / "to") == [[0, 1], [10, 11], [20, 21]]
     assert record["kind"] == "pictures" and record["settings"] is None
 
 
@@ -81,8 +81,8 @@ def test_geneval_s_folders_are_understood(tmp_path):
     for place in range(3):
         for image in range(2):
             colour(tmp_path / "from" / f"{place:05d}" / "samples" / f"{image:04d}.png", 10 * place + image)
-    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "to")
-    assert levels(tmp_path / "to") == [[0, 1], [10, 11], [20, 21]]
+    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "models" / "to")
+    assert levels(tmp_path / "models" / "to") == [[0, 1], [10, 11], [20, 21]]
 
 
 def test_an_index_says_what_shows_what(tmp_path):
@@ -99,23 +99,23 @@ def test_an_index_says_what_shows_what(tmp_path):
 def test_other_names_are_taken_in_their_order(tmp_path):
     for value in range(6):
         colour(tmp_path / "from" / f"picture {value}.png", value)
-    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "to")
-    assert levels(tmp_path / "to") == [[0, 1], [2, 3], [4, 5]]
+    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "models" / "to")
+    assert levels(tmp_path / "models" / "to") == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_what_was_adopted_before_goes(tmp_path):
     for value in range(6):
         colour(tmp_path / "from" / f"{value}.png", value)
-    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "to")
-    adopt(elsewhere(tmp_path / "from"), PROMPTS, 1, tmp_path / "to")
-    assert len(list((tmp_path / "to").glob("*.png"))) == 3
+    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "models" / "to")
+    adopt(elsewhere(tmp_path / "from"), PROMPTS, 1, tmp_path / "models" / "to")
+    assert len(list((tmp_path / "models" / "to").glob("*.png"))) == 3
 
 
 def test_too_few_pictures(tmp_path):
     for value in range(3):
         colour(tmp_path / f"{value:05d}-0.png", value)
     with pytest.raises(SubjectError, match=r"has 1 pictures of the prompt 'a red circle', and 2 .* \(3 of 3 prompts"):
-        adopt(elsewhere(tmp_path), PROMPTS, 2, tmp_path / "to")
+        adopt(elsewhere(tmp_path), PROMPTS, 2, tmp_path / "models" / "to")
 
 
 def test_blocks_hold_neighbours_of_one_size(tmp_path):
@@ -129,7 +129,7 @@ def test_pictures_of_a_prompt_have_one_size(tmp_path):
     for value, side in enumerate([8, 16]):
         Image.new("RGB", (side, 8)).save(tmp_path / f"{value}.png")
     with pytest.raises(SubjectError, match="of 2 sizes"):
-        adopt(elsewhere(tmp_path), PROMPTS[:1], 2, tmp_path / "to")
+        adopt(elsewhere(tmp_path), PROMPTS[:1], 2, tmp_path / "models" / "to")
 
 
 def test_names_that_say_nothing_and_do_not_divide(tmp_path):
@@ -172,12 +172,12 @@ def test_pictures_of_a_start_that_was_broken_off_are_not_taken_for_those_before(
 
 
 def test_pictures_that_were_adopted_are_not_taken_for_drawn(tmp_path):
-    first = drawn(tmp_path / "to")
+    first = drawn(tmp_path / "models" / "to")
     for place in range(3):
         for image in range(2):
             colour(tmp_path / "from" / name_of(place, image), place)
-    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "to")
-    assert torch.equal(drawn(tmp_path / "to"), first)
+    adopt(elsewhere(tmp_path / "from"), PROMPTS, 2, tmp_path / "models" / "to")
+    assert torch.equal(drawn(tmp_path / "models" / "to"), first)
 
 
 @pytest.mark.parametrize("record", ['{"sha256": "', "[1]", "{}"])
@@ -259,7 +259,7 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path, spoil):
     bad = tmp_path / "from" / "1.png"
     bad.write_bytes(spoil(bad.read_bytes()))
     with pytest.raises(SubjectError, match=r"1\.png' cannot be read as a picture"):
-        adopt(elsewhere(tmp_path / "from"), PROMPTS, 1, tmp_path / "to")
+        adopt(elsewhere(tmp_path / "from"), PROMPTS, 1, tmp_path / "models" / "to")
 
 
 def test_pictures_of_every_mode(tmp_path):
@@ -274,5 +274,5 @@ def test_pictures_of_every_mode(tmp_path):
         ]
     ):
         picture.save(tmp_path / f"{place}.{name}")
-    adopt(elsewhere(tmp_path), [Prompt(str(place)) for place in range(5)], 1, tmp_path / "to")
-    assert all(abs(level - 100) <= 4 for (level,) in levels(tmp_path / "to", 5, 1))
+    adopt(elsewhere(tmp_path), [Prompt(str(place)) for place in range(5)], 1, tmp_path / "models" / "to")
+    assert all(abs(level - 100) <= 4 for (level,) in levels(tmp_path / "models" / "to", 5, 1))
