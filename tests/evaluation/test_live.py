@@ -188,4 +188,4 @@ def test_odd_lines_and_settings_leave_a_frame(tmp_path):
     assert "round 2 /" in text and "nan" not in text and "of no round" not in text and "round 20 against 0" in text
     (run / "config.yaml").write_text("run: null\nmodel: [1]\n")
     (run / "summary.json").write_text("[1]")
-    assert "training" in shown(run) and not finished(run)
+    assert "ac_flow of a model" in shown(run) and not finished(run)
