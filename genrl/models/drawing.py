@@ -80,7 +80,8 @@ class Painter:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ):
-        # a bar for each part of a pipeline says nothing to who waits for pictures
+        # a bar for each part of a pipeline, and each batch's too long prompts, say nothing to who waits for pictures
+        diffusers.utils.logging.set_verbosity_error()
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         self.source, self.settings, self.device = source, settings, torch.device(device)
