@@ -73,7 +73,7 @@ def prompt_set(name_or_path: str | Path, path: str | Path | None = None, limit: 
     elif name in PUBLIC:
         public = PUBLIC[name]
         found = _download(name, public) if path is None else _local(name, public, Path(path).expanduser())
-        prompts, licence = public.read(found), public.licence
+        prompts, licence = _read(name, public, found), public.licence
         _check(name, public, prompts, str(path or f"hub dataset {public.hub}"))
         source = f"{path or 'hub dataset ' + public.hub}, published at {public.where}"
     else:
@@ -169,6 +169,13 @@ def _local(name: str, public: Public, path: Path) -> list[Path]:
     if missing := [file for file, paths in zip(public.files, found, strict=True) if not paths]:
         raise PromptError(f"{path} holds no {', '.join(missing)}; {_by_hand(name, public)}")
     return [file for paths in found for file in paths]
+
+
+def _read(name: str, public: Public, files: list[Path]) -> list[Prompt]:
+    try:
+        return public.read(files)
+    except (AttributeError, LookupError, TypeError, UnicodeDecodeError) as error:
+        raise PromptError(f"{name}: {files[0]} is not made as it was published ({type(error).__name__}: {error})") from error
 
 
 def _check(name: str, public: Public, prompts: Sequence[Prompt], where: str) -> None:

@@ -105,6 +105,8 @@ def test_captions_are_also_read_from_a_list(tmp_path, known):
     [
         ("geneval", '{"prompt": "a", "tag": "x"}', 'wants an object with "prompt", "tag" and "include"'),
         ("geneval", "{", "f:1: not JSON"),
+        ("geneval", '{"prompt": 5, "tag": "x", "include": []}', "f is not made as it was published"),
+        ("unigenbench", "prompt_en,sub_dims_en\na,5\n", "f is not made as it was published"),
         ("unigenbench", "prompt_en\na\n", "prompt 0: not JSON"),
         ("coco-10k", "x", "pickled lists are not opened"),
         ("partiprompts", "a\tb\n", "no column of prompts"),

@@ -91,6 +91,8 @@ def _check(subjects: Sequence[Subject], protocol: Protocol) -> None:
         raise ValueError(f"{protocol.images} images of each prompt; at least one is drawn")
     for subject in subjects:
         check_label(subject.label)
+    if taken := [label for label in protocol.rewards if not label or label.startswith("diversity: ")]:
+        raise ValueError(f"a reward cannot be called {taken[0]!r}: write label=name")
     if len({subject.label for subject in subjects}) < len(subjects):
         raise SubjectError(f"two subjects are called alike: {', '.join(subject.label for subject in subjects)}")
     if twice := [text for text, times in Counter(prompt.text for prompt in protocol.prompts.prompts).items() if times > 1]:

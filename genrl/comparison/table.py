@@ -158,6 +158,8 @@ def words(result: Mapping[str, Any]) -> list[str]:
         least = f"; {row['minimum_detectable']:.2g} would have been seen" if quiet else ""
         if least and not low <= 0 <= high:
             least = f"; of so many metrics one is that far by chance (corrected p {row['p_adjusted']:.2g})"
+        if least and not low <= 0 <= high and row["p"] >= ALPHA:
+            least = f"; interval and permutation test do not agree (p {row['p']:.2g}): too few prompts"
         said.append(
             f"{row['model']} {better} {result['base']} by {row['metric']}: {interval} over {row['prompts']} prompts, "
             f"higher for {row['win_rate']:.0%} of them{least}."

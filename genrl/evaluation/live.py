@@ -170,13 +170,14 @@ def _trained(config: dict[str, Any]) -> set[str]:
 def _header(run: Path, config: dict[str, Any]) -> Text:
     """Trainer, model, rounds, time and images, in words."""
     try:
-        command = json.loads((run / "versions.json").read_text()).get("command", "")
-    except (OSError, ValueError):
+        command = str(dict(json.loads((run / "versions.json").read_text())).get("command", ""))
+    except (OSError, ValueError, TypeError):
         command = ""
     trainer = re.search(r"trainers[./\\](\w+)", command)
     rounds = _rounds(config)
     text = Text.assemble((trainer[1] if trainer else "training", "bold"), f" of {config.get('model', {}).get('source', 'a model')}\n")
-    lines, seconds = read_lines(run / "metrics.jsonl"), [line["seconds"] for line in read_lines(run / "timing.jsonl")]
+    lines, timing = read_lines(run / "metrics.jsonl"), read_lines(run / "timing.jsonl")
+    seconds = [line["seconds"] for line in timing if isinstance(line.get("seconds"), (int, float))]
     if not lines or not seconds:
         return text.append(f"no round of {rounds} is over yet" if rounds else "no round is over yet")
     done, each = lines[-1]["round"], statistics.median(seconds[-10:])

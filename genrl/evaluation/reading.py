@@ -54,7 +54,14 @@ def read_evaluation(run: Path, file: Path) -> Evaluation:
         ValueError: it holds no evaluation.
     """
     try:
-        return evaluation_of(run, json.loads(file.read_text()))
+        found = evaluation_of(run, json.loads(file.read_text()))
+        per_image, per_prompt = [found.scores, found.shuffled], [found.diversity, found.statistics]
+        for axes, tables in ((2, per_image), (1, per_prompt)):
+            if any(values.ndim != axes or len(values) != len(found.keys) for table in tables for values in table.values()):
+                raise ValueError("its tables are not of its prompts")
+        if not isinstance(found.round, int) or not isinstance(found.images_per_prompt, int):
+            raise ValueError("its round or number of images is no number")
+        return found
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} holds no evaluation of a run ({type(error).__name__}: {error})") from error
 

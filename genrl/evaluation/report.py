@@ -28,7 +28,8 @@ from genrl.evaluation.statistics import bootstrap_interval, paired_gain
 
 ENDS: tuple[str, str] = ("base model", "trained model")
 NEEDED = ("judge", "proxy", "judge_before", "judge_after", "judge_gain", "judge_gain_ci95", "rounds", "images_seen", "wall_s")
-"""What the page takes from ``summary.json``; the rest may be absent."""
+OPTIONAL = ("proxy_before", "proxy_after", "diversity_before", "diversity_after", "reward_calls")
+"""What the page takes from ``summary.json``; all else it asks for."""
 
 
 def write_report(run: Path) -> Path:
@@ -40,6 +41,7 @@ def write_report(run: Path) -> Path:
     summary = _object(run / "summary.json")
     if lacking := [name for name in NEEDED if name not in summary]:
         raise ValueError(f"{run / 'summary.json'} is no summary of a run: it lacks {', '.join(lacking)}")
+    summary = dict.fromkeys(OPTIONAL) | summary
     judge, proxy = summary["judge"], summary["proxy"]
     # runs of older versions always trained the proxy
     trained = summary.setdefault("trained", [proxy])

@@ -178,6 +178,7 @@ def test_the_sets_are_listed(capsys):
         (["shapes", "--prompts", "shapes", "--reference", "nowhere", "--limit", "1"], "no reference 'nowhere'"),
         (["shapes?colour=red", "--prompts", "shapes"], "has no setting 'colour'"),
         (["--like", "nowhere.json"], "cannot read 'nowhere.json'"),
+        (["shapes", "--prompts", "shapes", "--rewards", "diversity: layout=jpeg_size"], "cannot be called 'diversity: layout'"),
         (["shapes", "--prompts", "shapes", "--batch", "0"], "--batch 0: at least one picture"),
         (["shapes", "--prompts", "shapes", "--steps", "0"], "steps must be a whole number above 0; got 0"),
         (["shapes", "--prompts", "shapes", "--rewards", "jpeg_size", "--reward-options", '{"jpeg_size": 5}'], "jpeg_size are no object"),

@@ -118,9 +118,20 @@ def test_a_curve_is_drawn_over_steps_of_one_source():
 
 def test_words_say_why_an_interval_without_zero_is_not_enough():
     row = {"model": "new", "metric": "judge", "difference": 0.3, "difference_ci95": [0.04, 0.6], "prompts": 6, "win_rate": 1.0}
-    row |= {"p_adjusted": 0.16, "verdict": "no more than noise", "minimum_detectable": 0.4}
+    row |= {"p": 0.03, "p_adjusted": 0.16, "verdict": "no more than noise", "minimum_detectable": 0.4}
     (said,) = table.words({"base": "base", "comparison": [row]})
     assert "no more than noise" in said and "corrected p 0.16" in said
+
+
+def test_words_blame_prompts_and_not_metrics_where_prompts_are_too_few():
+    """Four prompts, each better by as much: p is 2 / 2^4 whatever is measured."""
+    (said,) = table.words({"base": "base", "comparison": compared_few(4)})
+    assert "do not agree (p 0.12): too few prompts" in said and "metrics" not in said
+
+
+def compared_few(prompts):
+    scores = {"base": {"judge": BASE[:prompts]}, "new": {"judge": BASE[:prompts] + np.linspace(1, 1.1, prompts)[:, None]}}
+    return table.comparison(table.columns(scores, {"base": {}, "new": {}}), "base")
 
 
 def test_words_say_who_is_better_and_whether_it_is_more_than_noise():
