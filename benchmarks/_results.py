@@ -1,9 +1,10 @@
-"""What the benchmarks share: runs that are reused, means over seeds with intervals, result files, README's tables between markers."""
+"""What the benchmarks share: runs that are reused, means over seeds with intervals, result files, tables and claims between markers."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from scipy import stats
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+"""Where tables stand; README also lists the claims of the other."""
 END = "<!-- end -->"
+CLAIM = re.compile(r"^\* \*\*(Holds|Does not hold)\*\*: (.+?) \(.*\)\.$", re.MULTILINE)
 
 
 def begin(name: str) -> str:
@@ -57,19 +61,40 @@ def keep(path: Path, kind: str, rows: Sequence[dict[str, Any]]) -> None:
     save(path, {"rows": [row for row in old if row["kind"] != kind] + list(rows)})
 
 
+def said(holds: bool, claim: str, figures: str) -> str:
+    """A line of a table's claims."""
+    return f"* **{'Holds' if holds else 'Does not hold'}**: {claim} ({figures})."
+
+
 def verdict(claim: str, checks: Sequence[tuple[str, float, bool]]) -> str:
     """A line that says whether every check of a claim came out true, with its figures; empty without any."""
-    if not checks:
-        return ""
     figures = ", ".join(f"{name} {figure:.3g}" for name, figure, _ in checks)
-    return f"* **{'Holds' if all(holds for *_, holds in checks) else 'Does not hold'}**: {claim} ({figures})."
+    return said(all(holds for *_, holds in checks), claim, figures) if checks else ""
 
 
-def write_readme(name: str, table: str, path: Path = ROOT / "README.md") -> None:
-    """Put a table between its markers, if they are there."""
-    head, marker, rest = path.read_text().partition(begin(name))
+def claims(page: str) -> str:
+    """All claims that stand below the tables of a page, and whether they hold."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, table in re.findall(r"<!-- results: (\w+) -->\n(.*?)<!-- end -->", page, re.DOTALL):
+        for holds, claim in CLAIM.findall(table):
+            found.setdefault((claim, holds), []).append(f"[`{name}`](benchmarks/results/{name}.json)")
+    lines = ["| claim | holds | measured by |", "|---|---|---|"]
+    for (claim, holds), files in found.items():
+        lines.append(f"| {claim[0].upper()}{claim[1:]} | {'yes' if holds == 'Holds' else '**no**'} | {', '.join(files)} |")
+    return "\n".join(lines)
+
+
+def write_table(name: str, table: str, pages: Sequence[Path] = PAGES) -> None:
+    """Put a table between its markers on each of the pages that has them, and the claims of the last page on the first."""
+    places = [page for page in pages if _put(page, name, table)]
+    if not places:
+        print(f"no page has {begin(name)} ... {END}: no table written")
+    _put(pages[0], "claims", claims(pages[-1].read_text()))
+
+
+def _put(page: Path, name: str, text: str) -> bool:
+    head, _, rest = page.read_text().partition(begin(name))
     _, end, tail = rest.partition(END)
     if end:
-        path.write_text(f"{head}{marker}\n{table}\n{END}{tail}")
-    else:
-        print(f"{path.name} has no {begin(name)} ... {END}: no table written")
+        page.write_text(f"{head}{begin(name)}\n{text}\n{END}{tail}")
+    return bool(end)

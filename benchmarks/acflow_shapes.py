@@ -1,10 +1,10 @@
-"""AC-Flow on the shapes world, three seeds: the numbers and the picture that the README shows.
+"""AC-Flow on the shapes world, three seeds: the numbers and the picture that README shows.
 
     python benchmarks/acflow_shapes.py                    # the demo's config, seeds 0 1 2
     python benchmarks/acflow_shapes.py --config shapes_full --seeds 0
-    python benchmarks/acflow_shapes.py --readme           # only write README's table from the committed results
+    python benchmarks/acflow_shapes.py --table           # only write the table from the committed results
 
-Runs live in ``runs/`` and are resumed or reused. Writes ``benchmarks/results/<config>.json`` and the table between README's markers.
+Runs live in ``runs/`` and are resumed or reused. Writes ``benchmarks/results/<config>.json`` and the table of docs/results.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 from pathlib import Path
 
-from _results import RESULTS, ROOT, provenance, save, spread, train, write_readme
+from _results import RESULTS, ROOT, provenance, save, spread, train, write_table
 from PIL import Image, ImageDraw
 
 FIGURES = ("judge_before", "judge_after", "judge_gain", "diversity_kept", "w2", "wall_s")
@@ -56,7 +56,7 @@ def picture(config: str, seed: int, path: Path) -> None:
 
 
 def table() -> str:
-    """The README's table, from the committed result files."""
+    """The table, from the committed result files."""
     lines = [
         "| config | seeds | judge before | judge after | gain, 95 % interval | diversity kept | minutes of rounds |",
         "|---|---|---|---|---|---|---|",
@@ -78,15 +78,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="shapes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
-    if not args.readme:
+    if not args.table:
         rows = [one(args.config, seed) for seed in args.seeds]
         figures = {name: spread([row["summary"][name] for row in rows]) for name in FIGURES}
         save(RESULTS / f"{args.config}.json", {"figures": figures, "seeds": args.seeds, "rows": rows})
         if args.config == "shapes":
             picture(args.config, args.seeds[0], ROOT / "docs" / "images" / "demo.png")
-    write_readme("acflow_shapes", table())
+    write_table("acflow_shapes", table())
 
 
 if __name__ == "__main__":

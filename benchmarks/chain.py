@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from _models import forward, load
-from _results import RESULTS, keep, verdict, write_readme
+from _results import RESULTS, keep, verdict, write_table
 from _timing import alternate, flops, matmul_rate, medians, peak, ratio, versions
 from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
@@ -218,7 +218,7 @@ COLUMNS = (
 
 
 def table(content: dict[str, Any]) -> str:
-    """README's table; a device that nobody measured says so."""
+    """The table of docs/results.md; a device that nobody measured says so."""
     lines = []
     for kind in ("cpu", "cuda"):
         rows = [row for row in content["rows"] if row["kind"] == kind]
@@ -245,15 +245,15 @@ def claims(content: dict[str, Any]) -> list[str]:
     name = lambda row: f"batch {row['batch']} guidance {row['guidance']:g}"  # noqa: E731
     found = [
         verdict(
-            f"on the CPU sampling takes at most {bound} of the bare network's time",
+            f"sampling on a CPU takes at most {bound} times the bare network's time",
             [(name(row), row["over_floor"], row["over_floor"] <= bound) for row in cpu],
         ),
         verdict(
-            f"and is {least['cpu']} times as fast as diffusers' pipeline",
+            f"sampling on a CPU is {least['cpu']} times as fast as diffusers' pipeline",
             [(name(row), row["faster_than_pipeline"], row["faster_than_pipeline"] >= least["cpu"]) for row in cpu],
         ),
         verdict(
-            f"on the GPU, SD3.5-medium at 512 pixels, guided: {least['cuda']} times as fast as diffusers, half of the peak's operations",
+            f"SD3.5-medium on a GPU at 512 pixels, guided, samples {least['cuda']} times as fast as diffusers, at half of the peak's rate",
             [
                 check
                 for row in aim
@@ -310,7 +310,7 @@ def main() -> None:
             if not args.tiny:
                 keep(args.out, device.type, rows)
     if not args.tiny:
-        write_readme(NAME, table(json.loads(args.out.read_text())))
+        write_table(NAME, table(json.loads(args.out.read_text())))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/distill_shapes.py                                   # every row, seeds 0 1 2
     python benchmarks/distill_shapes.py --world shapes_sdxl --rows dmd2 flash
-    python benchmarks/distill_shapes.py --readme                          # only write README's table from the committed results
+    python benchmarks/distill_shapes.py --table                          # only write the table from the committed results
 
 Runs live in ``runs/``; a finished one is reused, an interrupted one goes on. Writes ``benchmarks/results/distill_<world>.json`` from
-all rows that are finished for these seeds, and the table between README's markers. Columns:
+all rows that are finished for these seeds, and the table of docs/results.md. Columns:
 
 * judge, proxy, diversity: last full evaluation, all held-out prompts; the teachers' from the views that the run ``flash`` leaves
   behind, without which no row of its seed is measured.
@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import yaml
 from _cost import cost
-from _results import RESULTS, ROOT, provenance, save, spread, train, write_readme
+from _results import RESULTS, ROOT, provenance, said, save, spread, train, write_table
 from PIL import Image
 
 from genrl import config
@@ -262,7 +262,7 @@ def cell(figure: dict[str, Any] | None, form: str = ".3f", scale: float = 1.0) -
 
 
 def table(content: dict[str, Any]) -> str:
-    """The README's table and claims, from a result file's content."""
+    """The table and claims, from a result file's content."""
     head = "| row | judge | proxy | KID x 1000 | diversity: layout | features | updates x batch | minutes | network passes, millions |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     for row, f in content["figures"].items():
@@ -273,9 +273,9 @@ def table(content: dict[str, Any]) -> str:
         lines.append(f"| `{row}` | {' | '.join(cells)} |")
     several = " ± is half of the 95 % t interval." if len(content["seeds"]) > 1 else ""
     lines += ["", f"Seeds: {', '.join(map(str, content['seeds']))}.{several}", ""]
-    for name, claim in content["claims"].items():
+    for claim in content["claims"].values():
         numbers = ", ".join(f"{what} {'never reached' if figure is None else cell(figure)}" for what, figure in claim["numbers"].items())
-        lines.append(f"* **{name} {'holds' if claim['holds'] else 'does not hold'}**: {claim['says']} ({numbers}).")
+        lines.append(said(claim["holds"], claim["says"], numbers))
     return "\n".join(lines).strip()
 
 
@@ -284,14 +284,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--world", choices=WORLDS, default="shapes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=list(ROWS))
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--table", action="store_true")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # of a trial: its runs and its result file
     parser.add_argument("--overrides", nargs="+", default=[], help=argparse.SUPPRESS)  # of a trial: key=value
     args = parser.parse_args(arguments)
     if args.overrides and not args.folder:
         parser.error("--overrides is for trials, which need a --folder of their own")
     path = (args.folder or RESULTS) / f"distill_{args.world}.json"
-    if not args.readme:
+    if not args.table:
         bench = Bench(args.world, (args.folder or ROOT / "runs").resolve(), tuple(args.overrides))
         for row in dict.fromkeys(["flash", *args.rows]):
             for seed in args.seeds:
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     shown = table(json.loads(path.read_text()))
     print(shown)
     if not args.folder:
-        write_readme(f"distill_{args.world}", shown)
+        write_table(f"distill_{args.world}", shown)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _results import RESULTS, keep, verdict, write_readme
+from _results import RESULTS, keep, verdict, write_table
 from _timing import copy_bandwidth, milliseconds, versions
 from torch import Tensor
 
@@ -160,7 +160,7 @@ def measure(case: Case, device: torch.device, bandwidth: float | None) -> dict[s
 
 
 def table(content: dict[str, Any]) -> str:
-    """README's table; nobody's guess where there was no GPU."""
+    """The table of docs/results.md; nobody's guess where there was no GPU."""
     rows = [row for row in content["rows"] if row["kind"] == "cuda"]
     if not rows:
         return "GPU: not measured."
@@ -171,7 +171,7 @@ def table(content: dict[str, Any]) -> str:
     lines.append("")
     for group, (least, *names) in MUST_HOLD.items():
         checks = [(row["kernel"], row["of_copy"], row["of_copy"] >= least) for row in rows if row["kernel"] in names]
-        lines.append(verdict(f"kernels of {group} move at least {least:.0%} of what a copy moves", checks))
+        lines.append(verdict(f"the kernels of `genrl.kernels.{group}` move at least {least:.0%} of what a copy moves", checks))
     return "\n".join(lines)
 
 
@@ -195,7 +195,7 @@ def main() -> None:
         print(f"{row['group']:11}{row['kernel']:26} {row.get('of_copy', 0):6.1%} of a copy, error {row['error']:.1e}", flush=True)
     if bandwidth:
         keep(args.out, device.type, found)
-        write_readme(NAME, table(json.loads(args.out.read_text())))
+        write_table(NAME, table(json.loads(args.out.read_text())))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,13 @@
 
     python benchmarks/overoptimisation_shapes.py                     # every row, seeds 0 1 2, a run on each core
     python benchmarks/overoptimisation_shapes.py --rows single worst --seeds 0
-    python benchmarks/overoptimisation_shapes.py --readme            # only write README's table from the committed results
+    python benchmarks/overoptimisation_shapes.py --table            # only write the table from the committed results
 
 The picture of Gao et al. (arXiv 2210.10760) and Coste et al. (arXiv 2310.02743) for images: proxy and judge against W2 from the
 base. Row ``single`` is trained on proxy number ``seed``; the others on proxies 0 to 4 under a rule of ``rewards.mix``. All see the same
 sixteen prompts, in training and in evaluation: few prompts are what lets a short run go far. Runs live in ``runs/``; a finished one is
-reused, an interrupted one goes on. Writes ``benchmarks/results/overoptimisation_shapes.json``, ``docs/images/overoptimisation.png`` and
-README's table.
+reused, an interrupted one goes on. Writes ``benchmarks/results/overoptimisation_shapes.json``, ``docs/images/overoptimisation.png`` and the
+table of docs/results.md.
 
 * peak, end: judge at the best and at the last evaluation; kept is end / peak; gain lost is (peak - end) / (peak - base).
 * hacked: the judge ends ``LOSS`` below its peak or more. alarm: the first round at which the hacking alarm speaks, from the better
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import RESULTS, ROOT, provenance, save, spread, train, write_readme
+from _results import RESULTS, ROOT, provenance, said, save, spread, train, write_table
 from weak_proxies import build
 
 from genrl.data import load_prompts
@@ -180,7 +180,7 @@ def cell(figure: dict[str, Any], scale: float = 1.0, form: str = ".3f") -> str:
 
 
 def table(content: dict[str, Any]) -> str:
-    """README's table and claims, from a result file's content."""
+    """The table and claims, from a result file's content."""
     lines = [
         "| trained on | judge: base | peak | end | of the peak kept | hacked | alarm in time | false alarms | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -198,7 +198,7 @@ def table(content: dict[str, Any]) -> str:
     lines += ["", f"Seeds: {seeds}. ± is half of the 95 % t interval.", ""]
     for claim in content["claims"].values():
         numbers = ", ".join(f"{name} {cell(v) if isinstance(v, dict) else v}" for name, v in claim["numbers"].items())
-        lines.append(f"* **{'Holds' if claim['holds'] else 'Does not hold'}**: {claim['says']} ({numbers}).")
+        lines.append(said(claim["holds"], claim["says"], numbers))
     return "\n".join(lines)
 
 
@@ -233,15 +233,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=list(RULES), choices=list(RULES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     path = RESULTS / f"{NAME}.json"
-    if not args.readme:
+    if not args.table:
         run_all(args.rows, args.seeds)
         save(path, result(args.rows, args.seeds))
     content = json.loads(path.read_text())
     picture(content, ROOT / "docs" / "images" / "overoptimisation.png")
-    write_readme(NAME, table(content))
+    write_table(NAME, table(content))
 
 
 if __name__ == "__main__":

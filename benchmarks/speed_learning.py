@@ -1,7 +1,7 @@
 """Does what makes a run faster change what it learns? Thirty rounds of AC-Flow on the shapes world with everything off, and on.
 
     python benchmarks/speed_learning.py            # three seeds of each row; runs are resumed or reused
-    python benchmarks/speed_learning.py --readme   # only write README's table from the committed results
+    python benchmarks/speed_learning.py --table   # only write the table from the committed results
 
 ``off``: nothing. ``on``: blocks compiled, states (were they recorded) in bf16, embeddings from disk, sliced decoding; on a CPU there is
 no more. Kernels that need no setting are in both. A round has a quarter of the demo's samples, so that six runs end in minutes. What is
@@ -15,7 +15,7 @@ import json
 import statistics
 from typing import Any
 
-from _results import RESULTS, ROOT, provenance, save, spread, train, write_readme
+from _results import RESULTS, ROOT, provenance, said, save, spread, train, write_table
 
 NAME = "speed_learning"
 ROUNDS = 30
@@ -53,7 +53,7 @@ def collect(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any] | None) -> str:
-    """README's table; without results it says so."""
+    """The table of docs/results.md; without results it says so."""
     if content is None:
         return "Not measured."
     lines = ["| row | judge before | judge after | gain | difference from off | diversity kept |", "|---|---|---|---|---|---|"]
@@ -65,9 +65,9 @@ def table(content: dict[str, Any] | None) -> str:
             f"| `{row}` | {mean['judge_before']:.3f} | {mean['judge_after']:.3f} | {mean['judge_gain']:+.3f} ± {half:.3f} "
             f"| {difference} | {mean['diversity_kept']:.0%} |"
         )
-    word = "Holds" if content["holds"] else "Does not hold"
-    lines += ["", f"{ROUNDS} rounds, seeds 0, 1, 2; ± is half of the 95 % t interval."]
-    lines += [f"**{word}**: with everything on, a run ends within the spread of seeds ({content['half_width']:.3f})."]
+    lines += ["", f"{ROUNDS} rounds, seeds 0, 1, 2; ± is half of the 95 % t interval.", ""]
+    figures = f"half width of the seeds' interval {content['half_width']:.3f}"
+    lines += [said(content["holds"], "with everything under `speed` on, a run learns as much, within the spread of seeds", figures)]
     return "\n".join(lines)
 
 
@@ -75,14 +75,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     path = RESULTS / f"{NAME}.json"
-    if not args.readme:
+    if not args.table:
         rows = [one(row, seed) for seed in args.seeds for row in args.rows]
         if args.rows == list(ROWS):
             save(path, collect(rows))
-    write_readme(NAME, table(json.loads(path.read_text()) if path.exists() else None))
+    write_table(NAME, table(json.loads(path.read_text()) if path.exists() else None))
 
 
 if __name__ == "__main__":

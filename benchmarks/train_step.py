@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from _models import load
-from _results import RESULTS, ROOT, keep, verdict, write_readme
+from _results import RESULTS, ROOT, keep, verdict, write_table
 from _timing import alternate, flops, medians, peak, ratio, synchronize, versions
 
 from genrl import config, seeds
@@ -146,7 +146,7 @@ def measure(method: str, name: str, tune: str, device: torch.device, side: int, 
 
 
 def table(content: dict[str, Any]) -> str:
-    """README's table; a device that nobody measured says so."""
+    """The table of docs/results.md; a device that nobody measured says so."""
     lines = []
     for kind in ("cpu", "cuda"):
         rows = [row for row in content["rows"] if row["kind"] == kind]
@@ -174,11 +174,11 @@ def claims(content: dict[str, Any]) -> list[str]:
     gpu = [row for row in content["rows"] if row["kind"] == "cuda" and row["tune"] == "lora"]
     found = [
         verdict(
-            f"on the CPU an update of AC-Flow is {MUST_HOLD['ac_flow']} times as fast as the plain form",
+            f"an update of AC-Flow on a CPU is {MUST_HOLD['ac_flow']} times as fast as the plain form",
             [("times", row["faster_than_plain"], row["faster_than_plain"] >= MUST_HOLD["ac_flow"]) for row in cpu],
         ),
         verdict(
-            f"on the GPU an update of LoRA factors reaches {MUST_HOLD['lora_mfu']:.0%} of the peak's operations",
+            f"an update of LoRA factors on a GPU reaches {MUST_HOLD['lora_mfu']:.0%} of the peak's operations",
             [(row["method"], row["mfu"], row["mfu"] >= MUST_HOLD["lora_mfu"]) for row in gpu],
         ),
     ]
@@ -214,7 +214,7 @@ def main() -> None:
             keep(args.out, device.type, rows)
         print(f"{method} {name} {tune}: {row['faster_than_plain']:.2f} x the plain form, MFU {row['mfu'] or math.nan:.2f}", flush=True)
     if not args.tiny:
-        write_readme(NAME, table(json.loads(args.out.read_text())))
+        write_table(NAME, table(json.loads(args.out.read_text())))
 
 
 if __name__ == "__main__":

@@ -88,8 +88,9 @@ def test_places_are_filled_from_results_and_code(page, hooks):
     assert not hooks.PLACE.search(filled)
     for kind, name, fallback in hooks.PLACE.findall(text):
         assert fallback.strip(), f"{kind} {name} has no words for those who read the Markdown itself"
-        assert fallback not in filled, f"{kind} {name}"
-    assert "Not measured." not in filled or page.name == "README.md"
+        # the tables of docs/results.md are written there, too
+        assert fallback not in filled or page.name == "results.md", f"{kind} {name}"
+    assert "Not measured." not in filled
 
 
 def test_links_out_of_the_site_become_paths(hooks):

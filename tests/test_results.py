@@ -1,8 +1,9 @@
-"""README quotes the committed result files and nothing else; each says where it comes from."""
+"""README and docs/results.md quote the committed result files and nothing else; each says where it comes from."""
 
 import importlib
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -12,18 +13,30 @@ ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 
-def test_the_readme_table_is_what_the_results_say(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    results, acflow = (importlib.import_module(name) for name in ("_results", "acflow_shapes"))
-    shown = (ROOT / "README.md").read_text().split(results.begin("acflow_shapes"))[1].split(results.END)[0]
-    assert shown.strip() == acflow.table().strip()
+PLACE = re.compile(r"<!-- results: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+TABLES = {page: dict(PLACE.findall((ROOT / page).read_text("utf-8"))) for page in ("README.md", "docs/results.md")}
 
 
-def test_the_over_optimisation_table_is_what_its_results_say(monkeypatch):
+@pytest.mark.parametrize(("page", "name"), [(page, name) for page, tables in TABLES.items() for name in tables])
+def test_a_table_is_what_the_results_say(monkeypatch, page, name):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    results, bench = (importlib.import_module(name) for name in ("_results", "overoptimisation_shapes"))
-    shown = (ROOT / "README.md").read_text().split(results.begin(bench.NAME))[1].split(results.END)[0]
-    assert shown.strip() == bench.table(json.loads((results.RESULTS / f"{bench.NAME}.json").read_text())).strip()
+    if name == "claims":
+        said = importlib.import_module("_results").claims((ROOT / "docs" / "results.md").read_text("utf-8"))
+    elif name == "acflow_shapes":
+        said = importlib.import_module(name).table()
+    else:
+        bench = benchmark(monkeypatch, "distill_shapes" if name.startswith("distill_shapes") else name)
+        said = bench.table(json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()))
+    assert TABLES[page][name].strip() == said.strip()
+
+
+def test_all_tables_and_claims_are_shown():
+    assert TABLES["README.md"].keys() == {"acflow_shapes", "claims"}
+    assert TABLES["docs/results.md"].keys() >= {"acflow_shapes", "distill_shapes", "distill_shapes_sdxl", "overoptimisation_shapes"}
+    assert TABLES["docs/results.md"].keys() >= {"chain", "train_step", "kernels", "speed_learning"}
+    written = sum(line.startswith("* **") for table in TABLES["docs/results.md"].values() for line in table.splitlines())
+    listed = [line for line in TABLES["README.md"]["claims"].splitlines() if line.startswith("|")][2:]
+    assert written == sum(line.count("benchmarks/results/") for line in listed) >= 15
 
 
 @pytest.mark.parametrize(
@@ -51,15 +64,23 @@ def test_what_is_claimed_of_over_optimisation(monkeypatch, kept, gain_lost, alar
     assert not bench.claims(rows)["alarm"]["holds"]
 
 
-def test_readme_is_written_between_the_markers_only(monkeypatch, tmp_path, capsys):
+def test_tables_are_written_between_the_markers_only_and_their_claims_listed(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    results, readme = importlib.import_module("_results"), tmp_path / "README.md"
+    results, readme, page = importlib.import_module("_results"), tmp_path / "README.md", tmp_path / "results.md"
     text = "a\n<!-- results: one -->\nold\n<!-- end -->\nb\n<!-- results: two -->\nkept\n<!-- end -->\n"
-    readme.write_text(text)
-    results.write_readme("one", "new", readme)
-    assert readme.read_text() == text.replace("old", "new")
-    results.write_readme("three", "new", readme)
-    assert readme.read_text() == text.replace("old", "new") and "no table" in capsys.readouterr().out
+    readme.write_text("a\n<!-- results: claims -->\n<!-- end -->\n")
+    page.write_text(text)
+    lines = [results.said(True, "it is fast", "seconds 1"), results.verdict("it is good", [("score", 0.5, True), ("other", 0.1, False)])]
+    table = "\n".join(["new", *lines])
+    results.write_table("one", table, (readme, page))
+    assert page.read_text() == text.replace("old", table)
+    lines = readme.read_text().splitlines()
+    assert lines[4:-1] == [
+        "| It is fast | yes | [`one`](benchmarks/results/one.json) |",
+        "| It is good | **no** | [`one`](benchmarks/results/one.json) |",
+    ]
+    results.write_table("three", "new", (readme, page))
+    assert page.read_text() == text.replace("old", table) and "no table" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=[path.stem for path in RESULTS])
@@ -79,15 +100,6 @@ def benchmark(monkeypatch, name):
     return module
 
 
-@pytest.mark.parametrize("name", ["chain", "train_step", "kernels", "speed_learning"])
-def test_the_tables_of_speed_are_what_their_results_say(monkeypatch, name):
-    bench = benchmark(monkeypatch, name)
-    results = importlib.import_module("_results")
-    shown = (ROOT / "README.md").read_text().split(results.begin(name))[1].split(results.END)[0]
-    path = results.RESULTS / f"{name}.json"
-    assert shown.strip() == bench.table(json.loads(path.read_text()) if path.exists() else None).strip()
-
-
 @pytest.mark.parametrize("name", ["chain", "train_step", "kernels"])
 def test_what_nobody_measured_is_not_guessed(monkeypatch, name):
     bench = benchmark(monkeypatch, name)
@@ -97,7 +109,7 @@ def test_what_nobody_measured_is_not_guessed(monkeypatch, name):
 @pytest.mark.parametrize("name", ["chain", "train_step", "kernels"])
 def test_the_harness_runs_everything_on_a_cpu(monkeypatch, tmp_path, capsys, name):
     """Every way to sample, learn or call a kernel, on the smallest case; nothing is written."""
-    bench, before = benchmark(monkeypatch, name), {path: path.read_bytes() for path in [*RESULTS, ROOT / "README.md"]}
+    bench, before = benchmark(monkeypatch, name), {path: path.read_bytes() for path in [*RESULTS, *(ROOT / page for page in TABLES)]}
     monkeypatch.setattr("sys.argv", [f"{name}.py", "--device", "cpu", "--tiny"])
     bench.main()
     printed = capsys.readouterr().out

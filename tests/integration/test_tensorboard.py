@@ -24,8 +24,8 @@ def drawn(monkeypatch):
 
 
 def run(folder, tracker):
-    changes = {"run.rounds": 2, "run.tracker": tracker, "evaluation.every_rounds": 1, "evaluation.prompts": 4, "evaluation.pictures": "full"}
-    changes |= {"evaluation.small_prompts": 2, "sampling.steps": 2, "data.group_size": 8}
+    changes = {"run.rounds": 2, "run.tracker": tracker, "evaluation.every_rounds": 1, "evaluation.prompts": 4}
+    changes |= {"evaluation.small_prompts": 2, "evaluation.pictures": "full", "sampling.steps": 2, "data.group_size": 8}
     tiny_runs.run_here(tiny_runs.arguments(folder, **changes))
 
 
