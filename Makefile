@@ -54,9 +54,9 @@ demo: .venv/.ready
 		--num_cpu_threads_per_process $(THREADS) trainers/ac_flow.py --config configs/ac_flow/shapes.yaml --run.name demo
 	@echo "==> done. Open the report: $(CURDIR)/runs/demo/report.html"
 
-# a process a core, up to four, with a thread each; the tests of a file stay together, for they share what they made
+# a process a core, up to four (tests/conftest.py keeps each to its own cores); the tests of a file stay together, for they share what they made
 WORKERS = $(shell $(BIN)/python -c 'print(min(4, $(THREADS)))')
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test: .venv/.ready .venv/.ready-example
 	$(PYTEST) -m "not slow"

@@ -5,6 +5,12 @@ import random
 import sys
 from collections.abc import Iterator
 
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # cores of its own, before anything counts them: processes whose threads wait for each other on the same cores take many times as long
+    cores = sorted(os.sched_getaffinity(0))
+    if mine := cores[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]:
+        os.sched_setaffinity(0, mine)
+
 if not os.environ.get("GENRL_WEIGHTS"):  # tests of published weights are asked for, and need the hub
     os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported; all others use only what ships with the package
 

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +27,14 @@ PROMPTS, SMALL, IMAGES = 6, (0, 3, 5), 2
 
 @pytest.fixture(scope="module")
 def distill():
+    """The benchmark; what it asks for again and again, a run's settings and a picture's features, it gets from memory."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        yield importlib.import_module("distill_shapes")
+        module = importlib.import_module("distill_shapes")
+        load, features = cache(config.load), cache(module.features)
+        patch.setattr(config, "load", lambda schema, arguments: load(schema, tuple(arguments)))
+        patch.setattr(module, "features", lambda paths: features(tuple(paths)))
+        yield module
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +88,10 @@ def make_up(bench, row, seed, judges, seconds=10.0, shade=60, layout=0.2, featur
     return settings
 
 
-@pytest.fixture
-def finished(distill, tmp_path):
+@pytest.fixture(scope="module")
+def made_up(distill, tmp_path_factory):
     """Every row, two seeds."""
-    bench = distill.Bench("shapes", tmp_path)
+    bench = distill.Bench("shapes", tmp_path_factory.mktemp("runs"))
     for seed in (0, 1):
         make_up(bench, "dmd2", seed, [0.1, 0.5, 0.7 + seed / 50], seconds=100, shade=100)
         make_up(bench, "flash", seed, [0.1, 0.6, 0.72 + seed / 50, 0.7, 0.78 + seed / 50], seconds=60, layout=0.18)
@@ -94,8 +101,22 @@ def finished(distill, tmp_path):
     return bench
 
 
-def test_rows_and_columns(distill, finished):
-    content = distill.result(finished, [0, 1])
+@pytest.fixture
+def finished(distill, made_up, tmp_path):
+    """The same runs, to be changed, and no networks that look at their pictures."""
+    shutil.copytree(made_up.runs, tmp_path, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distill, "distance", lambda shown, teacher: 0.1)
+        yield distill.Bench("shapes", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def measured(distill, made_up):
+    return distill.result(made_up, [0, 1])
+
+
+def test_rows_and_columns(distill, measured):
+    content = measured
     assert list(content["figures"]) == list(distill.ROWS)
     figures = content["figures"]
     assert figures["dmd2"]["judge"]["mean"] == pytest.approx(0.71)
@@ -114,8 +135,8 @@ def test_rows_and_columns(distill, finished):
     assert first["versions"]["command"] == "python benchmarks/distill_shapes.py" and first["versions"]["commit"] == "abc"
 
 
-def test_claims_on_made_up_runs(distill, finished):
-    found = distill.result(finished, [0, 1])["claims"]
+def test_claims_on_made_up_runs(measured):
+    found = measured["claims"]
     assert found["A"]["reached_s"] == [pytest.approx(30)] * 2
     numbers = found["A"]["numbers"]
     assert numbers["share of the seconds"]["mean"] == pytest.approx(0.3)
@@ -168,8 +189,8 @@ def test_claims_whose_rows_are_missing_are_left_out(distill):
     assert distill.claims(records(dmd2=(0.8, 0.2))) == {}
 
 
-def test_the_table(distill, finished):
-    content = json.loads(json.dumps(distill.result(finished, [0, 1])))
+def test_the_table(distill, measured):
+    content = json.loads(json.dumps(measured))
     lines = distill.table(content).splitlines()
     rows = [line for line in lines if line.startswith("| `")]
     assert [line.split("`")[1] for line in rows] == list(distill.ROWS)

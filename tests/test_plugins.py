@@ -117,6 +117,7 @@ def served(name: str, options: dict[str, object]) -> Iterator[str]:
             process.terminate()
 
 
+@pytest.mark.slow
 def test_a_file_a_package_and_a_server_train_alike_to_the_last_bit(tmp_path):
     def train(where: str, name: str, options: dict[str, object]) -> bytes:
         terms = [{"name": name, "label": "sharp", "options": options}]

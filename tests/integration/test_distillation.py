@@ -59,6 +59,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(flash, tmp_path):
     assert (flash / "tiny" / "metrics.jsonl").read_bytes() == (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_latent_reward_is_trained_and_then_ranks(tmp_path):
     tiny_runs.run_here(tiny_runs.arguments(tmp_path, trainer="latent_reward"))
     lines = tiny_runs.metrics(tmp_path)
@@ -69,6 +70,7 @@ def test_a_latent_reward_is_trained_and_then_ranks(tmp_path):
     assert tiny_runs.metrics(tmp_path, "ranked")[-1]["preference/margin"] >= 0
 
 
+@pytest.mark.slow
 def test_sequential_reinforcement_ends_the_distillation(tmp_path):
     tiny_runs.run_here(tiny_runs.arguments(tmp_path, trainer="flash_dmd", **RL, rl__mode="sequential"))
     lines = tiny_runs.metrics(tmp_path)

@@ -24,6 +24,7 @@ def terms(*given):
     return json.dumps(list(given))
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_run_loses_nothing(tmp_path):
     source = tmp_path / "mortal.py"
     source.write_text(MORTAL)
@@ -36,6 +37,7 @@ def test_a_worker_killed_in_mid_run_loses_nothing(tmp_path):
     assert tiny_runs.metrics(tmp_path, "dying") == tiny_runs.metrics(tmp_path, "here")
 
 
+@pytest.mark.slow
 def test_rewards_are_mixed_and_a_resumed_run_mixes_on(tmp_path):
     train = terms({"name": "shapes_judge"}, {"name": "shapes_proxy"}, {"name": "jpeg_size"})
     changes = {"rewards__train": train, "rewards__mix__rule": "uncertain", "rewards__mix__normalise": "running"}
