@@ -169,6 +169,8 @@ def load_reward(name: str, **options: Any) -> Any:
         RewardError: unknown name (near ones are listed), or its module, class or options fail.
     """
     where, found = _find(name)
+    if inspect.isclass(found):
+        _check_options(name, found, options)
     try:
         made = found(**options) if inspect.isclass(found) or _is_factory(found, options) else found
         if made is found and options:
@@ -181,6 +183,17 @@ def load_reward(name: str, **options: Any) -> Any:
         raise
     except Exception as error:
         raise RewardError(f"reward {name!r} ({where}) could not be loaded: {type(error).__name__}: {error}") from error
+
+
+def _check_options(name: str, found: Any, options: Mapping[str, Any]) -> None:
+    try:
+        signature = inspect.signature(found)
+    except ValueError:  # some classes that are not written in Python have none
+        return
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise RewardError(f"reward {name!r} has the options {signature}: {error}; see `genrl rewards info {name}`") from None
 
 
 def _find(name: str) -> tuple[str, Any]:

@@ -78,6 +78,12 @@ def test_a_file_is_a_module_like_any_other(tmp_path):
     assert before and source_of(f"{path}:Mine") != before and source_of("nowhere.at_all:Reward") == b""
 
 
+@pytest.mark.parametrize(("options", "why"), [({}, "missing a required argument: 'stat'"), ({"stat": "dark", "goal": 1}, "'goal'")])
+def test_options_that_do_not_fit_are_told_with_those_there_are(options, why):
+    with pytest.raises(RewardError, match=rf"'image_stats' has the options \(stat: .*target: .*{why}; see `genrl rewards info"):
+        load_reward("image_stats", **options)
+
+
 @pytest.mark.parametrize(
     ("source", "why"),
     [("about = 'mine'", "must be a genrl.reward.About"), ("about = About(kind='pairwise')", "has no method 'compare'")],
