@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from genrl.comparison import table
+from genrl.evaluation.report import write_report
 from genrl.evaluation.statistics import paired_gain, prompt_means
 from genrl.types import Prompt
 
@@ -236,3 +239,15 @@ def _curve(models: tuple[str, ...]) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def page_of(run: Path) -> str:
+    path = write_report(run)
+    assert path == run / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: without style, tags and runs of spaces."""
+    page = re.sub(r"<(style|script|noscript)>.*?</\1>", " ", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page)))

@@ -27,7 +27,9 @@ from genrl.evaluation.summary import summarise
 from genrl.evaluation.watch import Watch
 from genrl.learner import TrainingError
 from genrl.models import load_generator
-from genrl.models._diffusers import DiffusersModel, ModelError, lora_config
+from genrl.models._diffusers import DiffusersModel
+from genrl.models._lora import lora_config
+from genrl.models._source import ModelError
 from genrl.policy import ACTOR, Adapters, Copies, FlowPolicy
 from genrl.reward import RewardError, about
 from genrl.threads import fit_threads

@@ -19,7 +19,7 @@ from genrl.comparison.pictures import by_prompt, hash_of_pictures, in_blocks, na
 from genrl.data import PICTURES, PromptError
 from genrl.evaluation.distances import Statistics, cmmd, frechet, frechet_note, frechet_of_statistics, kid, prdc
 from genrl.evaluation.diversity import feature_diversity, layout_diversity, vendi
-from genrl.models._diffusers import ModelError
+from genrl.models._source import ModelError
 from genrl.models.features import Lpips, check_name, extractor
 from genrl.pixels import from_pil
 from genrl.pool import RewardPool

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from genrl.models._source import ModelError, folder_of, unloadable
+
 if TYPE_CHECKING:
     from genrl.models._diffusers import DiffusersModel
 
@@ -58,7 +60,6 @@ def load_generator(source: str, **options: Any) -> DiffusersModel:
         ModelError: nothing there, no pipeline, or one of a class without adapter.
     """
     # diffusers takes seconds to import, so this module does not
-    from genrl.models._diffusers import ModelError
     from genrl.models.sd3 import SD3
     from genrl.models.sdxl import SDXL
 
@@ -76,8 +77,6 @@ def check_same_latents(source: str, other: str) -> None:
 
     Reads a few lines of JSON of each; no weights.
     """
-    from genrl.models._diffusers import ModelError
-
     found = []
     for model in (source, other):
         index = _read(model, "model_index.json")
@@ -94,8 +93,6 @@ def check_same_latents(source: str, other: str) -> None:
 def _read(source: str, name: str, revision: str | None = None) -> dict[str, Any]:
     """A JSON file of a pipeline's folder or hub id."""
     from huggingface_hub import hf_hub_download
-
-    from genrl.models._diffusers import folder_of, unloadable
 
     folder = folder_of(source)
     try:

@@ -5,76 +5,27 @@ from __future__ import annotations
 import copy
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from genrl.config import Speed
 from genrl.models import weightless
 from genrl.models._attention import checkpointed, choose, heads_of, use_xformers, using
 from genrl.models._compile import compile_blocks
-from genrl.models._embeddings import EmbeddingCache, fingerprint
+from genrl.models._embeddings import EmbeddingCache, identity_of
 from genrl.models._graphs import Graphs
+from genrl.models._pipelines import read_pipeline
+from genrl.models._source import ModelError, folder_of
 from genrl.precision import Precision
 from genrl.types import Conditioning
 
 log = logging.getLogger(__name__)
-
-
-class ModelError(ValueError):
-    """A model that cannot be loaded or used; the message says what to do."""
-
-
-def lora_config(rank: int, alpha: int, targets: Sequence[str]) -> LoraConfig:
-    """Gaussian factor A, zero factor B: an adapter that starts as the base itself."""
-    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
-
-
-def folder_of(source: str) -> Path | None:
-    """The folder that a source names; None if it is a hub id.
-
-    Raises:
-        ModelError: it reads like a path, and nothing is there.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise ModelError(f"no model folder {source!r}; give a diffusers folder, or a hub id like 'owner/name'")
-    return None
-
-
-def unloadable(source: str, what: str, error: Exception) -> ModelError:
-    """The error that says what a source was tried as, where, and what came of it."""
-    absent = "" if folder_of(source) else " (there is no such folder, so it was looked up on the hub)"
-    return ModelError(f"cannot load {source!r} as {what}{absent}: {error}")
-
-
-class _Reached(Exception):
-    def __init__(self, value: Tensor):
-        self.value = value
-
-
-def input_of(module: nn.Module, call: Callable[[], Any]) -> Tensor:
-    """The first tensor that ``call`` hands to ``module``, with its graph; neither the module nor anything after it runs."""
-
-    def leave(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        raise _Reached(args[0] if args else kwargs["hidden_states"])
-
-    handle = module.register_forward_pre_hook(leave, with_kwargs=True)
-    try:
-        call()
-    except _Reached as reached:
-        return reached.value
-    finally:
-        handle.remove()
-    raise RuntimeError(f"the network never called its {type(module).__name__}")
 
 
 class DiffusersModel(ABC):
@@ -174,17 +125,7 @@ class DiffusersModel(ABC):
         return {"attention": self.attention}
 
     def _load(self, dtype: torch.dtype, **parts: None) -> Any:
-        folder, kind, how = folder_of(self.source), self.pipeline_class, weightless()
-        # rounded once, the VAE would stay so; it runs in float32
-        dtypes: Any = {"default": dtype, "vae": torch.float32}
-        try:
-            if how:
-                from genrl.models._outline import outline
-
-                return outline(kind, str(folder or self.source), self.revision, dtype, how, parts)
-            return kind.from_pretrained(str(folder or self.source), revision=self.revision, dtype=dtypes, **parts)
-        except (OSError, ValueError, TypeError) as error:
-            raise unloadable(self.source, f"a {kind.__name__}", error) from error
+        return read_pipeline(self.pipeline_class, self.source, self.revision, dtype, parts)
 
     @abstractmethod
     def _encode(self, texts: list[str]) -> Conditioning:
@@ -298,15 +239,8 @@ class DiffusersModel(ABC):
 
     def _encoding(self) -> dict[str, Any]:
         """What decides what a prompt becomes."""
-        folder = folder_of(self.source)
-        return {
-            "pipeline": self.pipeline_class.__name__,
-            "source": str(folder.resolve()) if folder else self.source,
-            "revision": self.revision,
-            "fingerprint": fingerprint(self.source, folder, self.revision),
-            "weights": self.precision.weights,
-            "absent": sorted(self._absent),
-        }
+        own = {"pipeline": self.pipeline_class.__name__, "weights": self.precision.weights, "absent": sorted(self._absent)}
+        return {**own, **identity_of(self.source, folder_of(self.source), self.revision)}
 
     def _read_encoders(self) -> list[nn.Module]:
         """The text encoders that there are; read now if they have not been."""

@@ -71,3 +71,9 @@ def fingerprint(source: str, folder: Path | None, revision: str | None) -> Any:
     parts = [part for part in folder.iterdir() if part.name.startswith(("text_encoder", "tokenizer"))]
     files = sorted(file for part in parts for file in part.rglob("*") if file.is_file())
     return [(str(file.relative_to(folder)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def identity_of(source: str, folder: Path | None, revision: str | None) -> dict[str, Any]:
+    """Which model the encoders are of, however its folder is written, and that they are still the same."""
+    place = str(folder.resolve()) if folder else source
+    return {"source": place, "revision": revision, "fingerprint": fingerprint(source, folder, revision)}

@@ -9,12 +9,19 @@ a large transformer in bfloat16 that is a quarter of an update's time. Here the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+
+def lora_config(rank: int, alpha: int, targets: Sequence[str]) -> LoraConfig:
+    """Gaussian factor A, zero factor B: an adapter that starts as the base itself."""
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights="gaussian")
 
 
 class _Product(torch.autograd.Function):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from genrl.models import weightless
+from genrl.models._source import ModelError, folder_of, unloadable
 
 # of ImageNet; SAM's own (123.675, 116.28, 103.53) and (58.395, 57.12, 57.375) are these on the scale to 255
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -59,9 +60,9 @@ class _Transformer(_Frozen):
     def __init__(self, blocks: nn.ModuleList, taps: Sequence[int], width: int, size: int, patch: int, checkpointing: bool):
         super().__init__(size)
         if not taps or list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < len(blocks):
-            raise _model_error(f"taps are ascending numbers of blocks, and this encoder has 0 to {len(blocks) - 1}; got {list(taps)}")
+            raise ModelError(f"taps are ascending numbers of blocks, and this encoder has 0 to {len(blocks) - 1}; got {list(taps)}")
         if size % patch:
-            raise _model_error(f"this encoder takes multiples of {patch} pixels; got {size}")
+            raise ModelError(f"this encoder takes multiples of {patch} pixels; got {size}")
         self.blocks = blocks[: taps[-1] + 1]
         self.taps, self.side, self.checkpointing = tuple(taps), size // patch, checkpointing
         self.widths, self.sizes = (width,) * len(taps), (self.side,) * len(taps)
@@ -231,16 +232,8 @@ def load_backbone(name: str, source: str = "", **options: Any) -> _Frozen:
     return BACKBONES[name](**({"source": source} if source else {}), **options)
 
 
-def _model_error(message: str) -> ValueError:
-    from genrl.models._diffusers import ModelError  # diffusers takes seconds to import
-
-    return ModelError(message)
-
-
 def _folder(source: str) -> str:
     """The source with its home directory written out; a folder must be there and be a model's, a hub id is let pass."""
-    from genrl.models._diffusers import ModelError, folder_of
-
     try:
         folder = folder_of(source)
     except ModelError:
@@ -253,8 +246,6 @@ def _folder(source: str) -> str:
 def _pretrained(source: str, kinds: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """The model of a folder or hub id, by the class for the type that its config names."""
     from transformers import PreTrainedConfig
-
-    from genrl.models._diffusers import ModelError, unloadable
 
     place, wanted = _folder(source), " or ".join(kinds)
     try:

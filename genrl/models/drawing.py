@@ -16,7 +16,7 @@ import transformers
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from genrl.models._diffusers import ModelError, folder_of, unloadable
+from genrl.models._source import ModelError, folder_of, unloadable
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 """Name of the file that holds an exported adapter."""

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genrl.models._diffusers import ModelError
+from genrl.models._source import ModelError
 from genrl.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, best_device, normalise, shortest_side, to_bytes
 
 Extractor = Callable[[Tensor], Tensor]

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from genrl import path
 from genrl.chain import trailing_grid
 from genrl.models._cheap import Shortcuts, caching
-from genrl.models._diffusers import DiffusersModel, ModelError, input_of, lora_config
+from genrl.models._diffusers import DiffusersModel
 from genrl.models._fp8 import fp8 as in_fp8
 from genrl.models._fused import fuse
+from genrl.models._lora import lora_config
+from genrl.models._probe import input_of
+from genrl.models._source import ModelError
 from genrl.types import Conditioning
 
 __all__ = ["SD3", "ModelError", "lora_config"]

@@ -17,7 +17,9 @@ import torch
 from diffusers import EulerDiscreteScheduler, LCMScheduler, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
-from genrl.models._diffusers import DiffusersModel, ModelError, input_of
+from genrl.models._diffusers import DiffusersModel
+from genrl.models._probe import input_of
+from genrl.models._source import ModelError
 from genrl.path import expand
 from genrl.types import Conditioning
 

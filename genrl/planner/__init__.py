@@ -18,7 +18,8 @@ from genrl.algorithm import Algorithm
 from genrl.learner import TrainingError
 from genrl.models import skeletons
 from genrl.planner.clock import Times, measure
-from genrl.planner.rehearsal import Part, Rehearsed, Stage, rehearse
+from genrl.planner.rehearsal import rehearse
+from genrl.planner.stages import Part, Rehearsed, Stage
 from genrl.policy import FlowPolicy
 
 Make = Callable[[], tuple[Algorithm, FlowPolicy]]

@@ -18,7 +18,8 @@ from torch import nn
 
 from genrl.algorithm import Algorithm
 from genrl.learner import Learner
-from genrl.planner.rehearsal import Rehearsed, Stage, batch_of
+from genrl.planner.rehearsal import batch_of
+from genrl.planner.stages import Rehearsed, Stage
 from genrl.policy import FlowPolicy
 from genrl.rollout import decode, rollout
 from genrl.types import Prompt

@@ -6,7 +6,6 @@ import gc
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from genrl.algorithm import REAL, Algorithm, Update
 from genrl.chain import Chain
 from genrl.kernels import using
 from genrl.planner.ledger import ROUNDED, Kept, Ledger, checkpoint, pretended, unlaunched
+from genrl.planner.stages import Part, Rehearsed, Stage
 from genrl.policy import Adapters, FlowPolicy
 from genrl.rollout import RECORDS, decode, rollout
 from genrl.types import Batch, Conditioning, Prompt
@@ -27,51 +27,6 @@ SMALL = 4096
 BEFORE, SHARED, STATES, ROUND = "before", "shared base", "optimizer states of ", "a round's "
 DECODED = 32
 """Latents that are decoded at a time."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Bytes that stay from round to round, or through one: on the ``device``, on the ``cpu``, or there only ``before`` the first round."""
-
-    name: str
-    bytes: int
-    place: str = "device"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One piece of work and how often a round does it.
-
-    Args:
-        rows: samples in one piece; pieces: how many a round has, of one process, a smaller last one as its share.
-        peak: bytes that live at once, all parts included; kept: those that autograd keeps from the forward pass to the backward pass.
-        plain, learning: floating-point operations of a piece outside and inside of differentiated code.
-        steps: optimiser steps a round; weights: what they update.
-        every: the stage has its turn every so many rounds.
-        update: index of the update that it is; diagnosed: of the one whose loss looks at fresh samples in it.
-    """
-
-    name: str
-    rows: int
-    pieces: float
-    peak: int
-    kept: int = 0
-    plain: int = 0
-    learning: int = 0
-    steps: int = 0
-    weights: int = 0
-    every: int = 1
-    update: int | None = None
-    diagnosed: int | None = None
-
-
-@dataclass(frozen=True)
-class Rehearsed:
-    """What a rehearsal found: the parts that stay, the stages of a round in order, and the network's weights."""
-
-    parts: tuple[Part, ...]
-    stages: tuple[Stage, ...]
-    weights: int
 
 
 def rehearse(algorithm: Algorithm, policy: FlowPolicy, *, chunk: int, rounds: int, device: str, world: int = 1) -> Rehearsed:

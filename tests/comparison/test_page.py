@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up_pages import EVIL, IMAGES, PROMPTS, REWARDS, make_result
+from made_up_pages import EVIL, IMAGES, PROMPTS, REWARDS, make_result, text_of
 
 from genrl.comparison import charts, page
 from genrl.comparison.page import by_chance, write_page
@@ -32,12 +32,6 @@ def html(folder: Path) -> str:
     path = write_page(folder)
     assert path == folder / "evaluation.html"
     return path.read_text(encoding="utf-8")
-
-
-def text_of(html: str) -> str:
-    """What a reader sees: without style, script, tags and runs of spaces."""
-    html = re.sub(r"<(style|script|noscript)>.*?</\1>", " ", html, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", html)))
 
 
 def section(html: str, name: str) -> str:

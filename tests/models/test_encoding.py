@@ -9,7 +9,7 @@ from tiny_models import PROMPTS, load, velocity
 
 from genrl.config import Speed
 from genrl.models import _embeddings
-from genrl.models._diffusers import ModelError
+from genrl.models._source import ModelError
 from genrl.models.sd3 import SD3
 
 

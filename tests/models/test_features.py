@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_clip import hub_clip, pictures, spread
 
-from genrl.models._diffusers import ModelError
+from genrl.models._source import ModelError
 from genrl.models.features import EXTRACTORS, Lpips, extractor, middle_crop
 from genrl.pixels import to_pil
 

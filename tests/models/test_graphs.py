@@ -5,8 +5,8 @@ import torch
 from tiny_models import PROMPTS, close, gradient, load, velocity
 
 from genrl.config import Speed
-from genrl.models._diffusers import ModelError
 from genrl.models._graphs import Graphs, adapter_of
+from genrl.models._source import ModelError
 from genrl.models.sd3 import SD3, lora_config
 from genrl.policy import ACTOR, OLD, REF, Adapters, FlowPolicy
 from genrl.types import Conditioning

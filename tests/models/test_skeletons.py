@@ -9,7 +9,7 @@ import torch
 from tiny_sd3 import tiny_sd3
 from tiny_sdxl import tiny_sdxl
 
-from genrl.models import _outline, load_generator, skeletons, weightless
+from genrl.models import _pipelines, load_generator, skeletons, weightless
 from genrl.models.backbones import SamBackbone, load_backbone
 from genrl.precision import Precision
 
@@ -71,7 +71,7 @@ def test_a_large_network_is_cut_to_a_few_blocks_of_every_kind(folder, monkeypatc
     config.write_text(json.dumps(found | ({"num_layers": 7} if "num_layers" in found else {"transformer_layers_per_block": 3})))
     with skeletons(cut=True):
         whole = load_generator(str(tmp_path / "deep")).network
-        monkeypatch.setattr(_outline, "CUT_ABOVE", 0)
+        monkeypatch.setattr(_pipelines, "CUT_ABOVE", 0)
         small = load_generator(str(tmp_path / "deep")).network
     kinds = [{type(module).__name__ for module in network.modules()} for network in (whole, small)]
     blocks = [sum(type(module).__name__ in BLOCKS for module in network.modules()) for network in (whole, small)]
@@ -81,12 +81,12 @@ def test_a_large_network_is_cut_to_a_few_blocks_of_every_kind(folder, monkeypatc
 
 
 def test_what_is_cut():
-    assert _outline.cut({"num_layers": 24}) == {"num_layers": 3}
-    assert _outline.cut({"num_layers": 24, "dual_attention_layers": list(range(13))}) == {
+    assert _pipelines.cut({"num_layers": 24}) == {"num_layers": 3}
+    assert _pipelines.cut({"num_layers": 24, "dual_attention_layers": list(range(13))}) == {
         "num_layers": 3,
         "dual_attention_layers": (0, 1, 2),
     }
-    assert _outline.cut({"transformer_layers_per_block": [1, 2, 10]}) == {"transformer_layers_per_block": 1}
+    assert _pipelines.cut({"transformer_layers_per_block": [1, 2, 10]}) == {"transformer_layers_per_block": 1}
 
 
 def test_a_backbone_without_its_weights(tmp_path, no_weights):

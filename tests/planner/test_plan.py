@@ -15,7 +15,7 @@ from tiny_sd3 import tiny_sd3
 from genrl.config import ConfigError
 from genrl.planner import Part, Plan, Stage, Times, clock, plan
 from genrl.planner.clock import measure
-from genrl.planner.rehearsal import Rehearsed
+from genrl.planner.stages import Rehearsed
 from genrl.planner.table import hints, sentences, show
 from genrl.trainers import _launch, ac_flow
 from genrl.trainers._launch import launch, storage_of

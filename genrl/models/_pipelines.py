@@ -1,4 +1,4 @@
-"""Pipelines without weights: the classes that a folder or hub id names, built from its configs alone.
+"""Pipelines of a folder or hub id, and their outlines: the classes that it names, built from its configs alone, without weights.
 
 On the meta device they are shapes, for counting; on a real one their weights are random, and with ``cut`` they are few, for timing.
 """
@@ -13,10 +13,28 @@ import torch
 import transformers
 from torch import nn
 
-from genrl.models import Weightless, _read
+from genrl.models import Weightless, _read, weightless
+from genrl.models._source import folder_of, unloadable
 
 CUT_ABOVE = 200_000_000
 """Weights of a network above which it may be cut."""
+
+
+def read_pipeline(kind: Any, source: str, revision: str | None, dtype: torch.dtype, parts: Mapping[str, None]) -> Any:
+    """The pipeline of a folder or hub id, weights as ``dtype``; within ``genrl.models.skeletons()`` its outline. ``parts`` are left out.
+
+    Raises:
+        ModelError: nothing there, or not a pipeline of this class.
+    """
+    place, how = str(folder_of(source) or source), weightless()
+    # rounded once, the VAE would stay so; it runs in float32
+    dtypes: Any = {"default": dtype, "vae": torch.float32}
+    try:
+        if how:
+            return outline(kind, place, revision, dtype, how, parts)
+        return kind.from_pretrained(place, revision=revision, dtype=dtypes, **parts)
+    except (OSError, ValueError, TypeError) as error:
+        raise unloadable(source, f"a {kind.__name__}", error) from error
 
 
 def outline(kind: type, source: str, revision: str | None, dtype: torch.dtype, how: Weightless, parts: Mapping[str, None]) -> Any:
