@@ -58,7 +58,7 @@ def picture(config: str, seed: int, path: Path) -> None:
 def table() -> str:
     """The table, from the committed result files."""
     lines = [
-        "| config | seeds | judge before | judge after | gain, 95 % interval | diversity kept | minutes of rounds |",
+        "| config | seeds | judge before | judge after | gain, 95 % interval | diversity of layouts kept | minutes of rounds |",
         "|---|---|---|---|---|---|---|",
     ]
     for path in sorted(RESULTS.glob("shapes*.json")):

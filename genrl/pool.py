@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import sqlite3
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -113,10 +114,16 @@ class RewardPool:
             except RewardError:
                 raise
             except Exception as error:
-                raise RewardError(f"reward {label!r} raised {type(error).__name__}: {error}") from error
+                raise RewardError(f"reward {label!r} raised {type(error).__name__}: {error}{_place(error)}") from error
             parts.append(check_scores(label, got, len(some)))
             start += len(some)
         return torch.cat(parts)
+
+
+def _place(error: Exception) -> str:
+    """Where in a reward's own code it was raised: the innermost line below the pool that is no library's."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "site-packages" not in frame.filename]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 class Scoring:

@@ -167,7 +167,9 @@ def progress_bar(shown: bool) -> Progress:
 
 def describe(metrics: Mapping[str, float], judged: Mapping[str, float]) -> str:
     """A round in one line: rewards, the judges on the fixed prompts, distance from the reference, quality of the critic."""
-    parts = [f"{name.split('/')[1]} {value:.3f}" for name, value in metrics.items() if name.endswith("/mean")]
+    means = {name: value for name, value in metrics.items() if name.startswith("reward/") and name.endswith("/mean")}
+    # a reward of a file has slashes of its own
+    parts = [f"{name.removeprefix('reward/').removesuffix('/mean')} {value:.3f}" for name, value in means.items()]
     parts += [f"held-out {name} {value:.3f}" for name, value in judged.items()]
     short = {"policy/w2": "W2", "critic/explained_variance": "EV"}
     parts += [f"{label} {metrics[name]:.3f}" for name, label in short.items() if name in metrics]

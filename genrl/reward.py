@@ -208,7 +208,13 @@ def _find(name: str) -> tuple[str, Any]:
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
         raise RewardError(f"no reward named {name!r}; {hint} (or give package.module:Name, or path/to/file.py:Name)")
     try:
-        return where, getattr(_import(module_name), attribute)
+        module = _import(module_name)
+        if not hasattr(module, attribute):
+            inside = [key for key, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == module.__name__]
+            raise RewardError(f"{module_name!r} has no {attribute!r}; it has: {', '.join(inside) or 'no class or function of its own'}")
+        return where, getattr(module, attribute)
+    except RewardError:
+        raise
     except Exception as error:
         raise RewardError(f"reward {name!r} ({where}) could not be loaded: {type(error).__name__}: {error}") from error
 

@@ -63,15 +63,20 @@ def fit(
     algorithm.validate(policy)
     loop = Loop(algorithm, policy, task, run, chunk, evaluate, settings, accelerator)
     loop.restore(notes or {})
-    if loop.round == 0:
-        loop.judge(full=True)
     with progress_bar(accelerator.is_main_process) as progress:
-        bar = progress.add_task("sampling", total=run.rounds, completed=loop.round)
+        bar = progress.add_task("judging the base model", total=run.rounds, completed=loop.round)
+        if loop.round == 0:
+            loop.judge(full=True)
+        progress.update(bar, description="sampling")
         while loop.round < run.rounds:
             metrics = loop.play()
             for words in loop.raised:
                 progress.console.print(f"[bold]round {loop.round}:[/bold] {escape(words)}")
-            progress.update(bar, completed=loop.round, description=describe(metrics, loop.judged))
+            told = describe(metrics, loop.judged)
+            progress.update(bar, completed=loop.round, description=told)
+            if accelerator.is_main_process and not progress.console.is_terminal:
+                # a file that the output goes to shows no bar
+                progress.console.print(f"round {loop.round}/{run.rounds}  {escape(told)}", soft_wrap=True, highlight=False)
         loop.raised = []
         loop.judge(full=True)
         for words in loop.raised:

@@ -46,7 +46,7 @@ def test_a_raising_reward_is_named():
     def explode(images, prompts, metadata):
         raise KeyError("weights")
 
-    with pytest.raises(RewardError, match="'boom' raised KeyError"):
+    with pytest.raises(RewardError, match=r"'boom' raised KeyError: 'weights' \(test_pool.py:\d+\)"):
         RewardPool({"boom": explode}).score(IMAGES, PROMPTS, META)
 
 

@@ -78,6 +78,13 @@ def test_a_file_is_a_module_like_any_other(tmp_path):
     assert before and source_of(f"{path}:Mine") != before and source_of("nowhere.at_all:Reward") == b""
 
 
+def test_a_name_that_a_file_lacks_is_told_with_those_it_has(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from math import sqrt\ndef bright(images, prompts, metadata): ...\nclass Dark: ...\n")
+    with pytest.raises(RewardError, match=r"mine.py' has no 'brigth'; it has: bright, Dark"):
+        load_reward(f"{path}:brigth")
+
+
 @pytest.mark.parametrize(("options", "why"), [({}, "missing a required argument: 'stat'"), ({"stat": "dark", "goal": 1}, "'goal'")])
 def test_options_that_do_not_fit_are_told_with_those_there_are(options, why):
     with pytest.raises(RewardError, match=rf"'image_stats' has the options \(stat: .*target: .*{why}; see `genrl rewards info"):

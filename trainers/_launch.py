@@ -22,6 +22,8 @@ from genrl.algorithm import REAL, Algorithm
 from genrl.chain import Chain, Guidance, RenoiseChain
 from genrl.checkpoint import CheckpointError
 from genrl.data import PromptError, PromptSet, load_images, load_prompts, repeated
+from genrl.evaluation.hacking import verdict
+from genrl.evaluation.reading import full_ends, on_common, read_evaluations
 from genrl.evaluation.report import write_report
 from genrl.evaluation.summary import summarise
 from genrl.evaluation.watch import Watch
@@ -153,7 +155,11 @@ def report_on(folder: Path, algorithm: Algorithm, scorers: Scorers) -> None:
     report = write_report(folder)
     ends = "{judge_before:.3f} -> {judge_after:.3f} ({judge_gain:+.3f}".format(**summary)
     low, high = summary["judge_gain_ci95"]
-    print(f"\n{judge} on held-out prompts: {ends}, 95 % interval {low:+.3f} to {high:+.3f})\nreport: {report}")
+    print(f"\n{judge} on held-out prompts: {ends}, 95 % interval {low:+.3f} to {high:+.3f})")
+    if trained and judge not in trained:
+        first, last = on_common(full_ends(read_evaluations(folder)))
+        print(verdict(first.scores, last.scores, judge, proxy, trained).sentence)
+    print(f"report: {report}")
 
 
 def student_steps(chain: Chain) -> int:

@@ -50,7 +50,7 @@ def add_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", default="", help="a set by name (--list-prompts), or a .txt, .jsonl, .csv or .tsv; by default mini")
     parser.add_argument("--prompt-file", default="", help="the file of a public set that is on this machine")
     parser.add_argument("--limit", type=int, default=0, help="so many prompts, spread over the set")
-    parser.add_argument("--images", type=int, help="pictures of each prompt; by default 4")
+    parser.add_argument("--images", type=int, help="pictures of each prompt; by default 4, of folders of pictures as many as all have")
     parser.add_argument("--seed", type=int, help="by default 0")
     parser.add_argument("--steps", type=int, nargs="+", default=[], help="for all that name none; several make a curve")
     parser.add_argument("--guidance", type=float, help="for all that name none")
@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     from genrl.comparison.evaluate import evaluate
     from genrl.comparison.table import words
     from genrl.pixels import best_device
+    from genrl.reward import RewardError
     from genrl.threads import fit_threads
 
     if args.batch < 1:
@@ -95,7 +96,13 @@ def run(args: argparse.Namespace) -> None:
     dtype = DTYPES[args.dtype or ("fp32" if device == "cpu" else "bf16")]
     assert isinstance(dtype, torch.dtype)
     command = shlex.join(["genrl", *sys.argv[1:]])
-    result = evaluate(subjects, protocol, args.out, batch=args.batch, device=device, dtype=dtype, command=command)
+    try:
+        result = evaluate(subjects, protocol, args.out, batch=args.batch, device=device, dtype=dtype, command=command)
+    except RewardError as error:
+        if args.rewards or args.like:
+            raise
+        hint = "nobody named rewards, so those that fit the prompts were taken; some need no weights: --rewards jpeg_size --features"
+        raise RewardError(f"{error}\n{hint}") from error
     print("", *words(result), sep="\n")
     if leaked := result["protocol"]["leaked"]:
         print(f"{len(leaked)} of {len(protocol.prompts.prompts)} prompts were trained on, {leaked[0]!r} for one: a gain may be memory")
@@ -107,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
 def _planned(args: argparse.Namespace) -> tuple[list[Subject], Protocol, Mapping[str, Any] | None]:
     """Subjects and protocol, from the arguments or from an earlier result and what the arguments change of it."""
     from genrl.comparison import protocol as protocols
+    from genrl.comparison.folders import fewest
     from genrl.comparison.subjects import SubjectError, subjects
     from genrl.prompt_sets import prompt_set
 
@@ -117,6 +125,8 @@ def _planned(args: argparse.Namespace) -> tuple[list[Subject], Protocol, Mapping
         if not named and (args.base or args.steps or args.guidance is not None):
             raise ValueError("beside --like, --base, --steps and --guidance are of models that are named: name them, too")
         return named or kept, _changed(protocol, args), earlier
+    if not named and (args.rewards or args.features):
+        raise SubjectError("name what to evaluate before the options: --rewards and --features take every word behind them, models as well")
     if not named:
         raise SubjectError(
             "name what to evaluate: a diffusers folder, a hub id, a run's folder, or a folder of pictures (genrl evaluate --help)"
@@ -128,6 +138,9 @@ def _planned(args: argparse.Namespace) -> tuple[list[Subject], Protocol, Mapping
         rewards=_terms(args.rewards or REWARDS.get(name, USUAL), args.reward_options),
         features=FEATURES.get(name, USUAL_FEATURES),
     )
+    if all(subject.kind == "pictures" for subject in named) and collection.prompts:
+        # at least one, so that a folder which lacks some is told which
+        standard = replace(standard, images=max(1, min(fewest(subject, collection.prompts) for subject in named)))
     return named, _changed(standard, args), None
 
 

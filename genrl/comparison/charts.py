@@ -7,7 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from genrl.comparison.reading import DIVERSITY, Result, means, spread
+from genrl.comparison.reading import Result, means, spread
+from genrl.comparison.table import DIVERSITY
 from genrl.evaluation import plots
 from genrl.evaluation.figures import Group, Named, grouped, look, pareto, plane
 from genrl.evaluation.plots import Line, as_float, number, signed

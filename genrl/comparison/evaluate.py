@@ -91,7 +91,7 @@ def _check(subjects: Sequence[Subject], protocol: Protocol) -> None:
         raise ValueError(f"{protocol.images} images of each prompt; at least one is drawn")
     for subject in subjects:
         check_label(subject.label)
-    if taken := [label for label in protocol.rewards if not label or label.startswith("diversity: ")]:
+    if taken := [label for label in protocol.rewards if not label or label.startswith(table.DIVERSITY)]:
         raise ValueError(f"a reward cannot be called {taken[0]!r}: write label=name")
     if len({subject.label for subject in subjects}) < len(subjects):
         raise SubjectError(f"two subjects are called alike: {', '.join(subject.label for subject in subjects)}")

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from genrl.comparison.pictures import by_prompt, hash_of_pictures, in_blocks, name_of, opened
+from genrl.comparison.folders import opened
+from genrl.comparison.pictures import by_prompt, hash_of_pictures, in_blocks, name_of
 from genrl.data import PICTURES, PromptError
 from genrl.evaluation.distances import Statistics, cmmd, frechet, frechet_note, frechet_of_statistics, kid, prdc
 from genrl.evaluation.diversity import feature_diversity, layout_diversity, vendi

@@ -51,6 +51,8 @@ def write_page(folder: Path) -> Path:
         "drawn": drawn,
         "shown": pictures.PAIRS,
         "grids": grids,
+        # who drew pictures elsewhere had seeds of his own
+        "shared_noise": all(model["kind"] != "pictures" for model in found.raw["models"]),
         "votes": {"key": f"genrl votes {name} {found.digest}", "file": f"votes-{name}.json"},
         "categories": categories(found),
         "planes": charts.planes(found),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from genrl.comparison.folders import assigned, opened
 from genrl.comparison.subjects import Subject, SubjectError
-from genrl.data import INDEX, PICTURES, text_of
+from genrl.data import INDEX
 from genrl.models.drawing import Painter
-from genrl.pixels import as_rgb, from_pil, to_pil
+from genrl.pixels import from_pil, to_pil
 from genrl.types import Prompt
 from genrl.worlds.shapes import PIPELINES
 
 DRAWN = "drawn.json"
-OURS = re.compile(r"(\d+)-(\d+)$")
 
 
 def seed_of(seed: int, prompt: str, image: int) -> int:
@@ -58,7 +58,7 @@ def draw(
         ModelError: the model cannot be loaded or called; SubjectError: a picture folder that does not have what is asked for.
     """
     if subject.kind == "pictures":
-        return adopt(subject, prompts, images, folder)
+        return adopt(subject, prompts, images, folder, tell)
     cuda = torch.device(device).type == "cuda"
     before = torch.cuda.memory_allocated(device) if cuda else 0
     if cuda:
@@ -93,8 +93,8 @@ def draw(
     return _record(subject, how["sha256"], how["settings"], middle, peak)
 
 
-def adopt(subject: Subject, prompts: Sequence[Prompt], images: int, folder: Path) -> dict[str, Any]:
-    """Copy pictures drawn elsewhere to where those of the others are.
+def adopt(subject: Subject, prompts: Sequence[Prompt], images: int, folder: Path, tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """Copy pictures drawn elsewhere to where those of the others are; ``tell`` hears of sizes that differ between prompts.
 
     Raises:
         SubjectError: some are missing or cannot be read, those of a prompt are of several sizes, or they are those of this evaluation.
@@ -109,6 +109,7 @@ def adopt(subject: Subject, prompts: Sequence[Prompt], images: int, folder: Path
             f"({len(short)} of {len(prompts)} prompts lack some). Ask for fewer with --images, or say in {INDEX} which picture shows what"
         )
     _clear(folder)
+    seen: Counter[tuple[int, int]] = Counter()
     for place, paths in found.items():
         sizes = set()
         for image, path in enumerate(paths[:images]):
@@ -119,102 +120,11 @@ def adopt(subject: Subject, prompts: Sequence[Prompt], images: int, folder: Path
             raise SubjectError(
                 f"{subject.source!r} has pictures of {len(sizes)} sizes for the prompt {prompts[place].text!r}: give them one size"
             )
+        seen.update(sizes)
+    if len(seen) > 1:
+        listed = ", ".join(f"{width}x{height} for {count} prompts" for (width, height), count in seen.most_common())
+        tell(f"{subject.label}: pictures of several sizes ({listed}), which scores may depend on")
     return _record(subject, hash_of_pictures(sorted(folder.glob("*.png"))), None, None, None)
-
-
-def opened(path: Path) -> Image.Image:
-    """A picture drawn elsewhere, in RGB.
-
-    Raises:
-        SubjectError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as picture:
-            return as_rgb(picture)
-    except Exception as error:  # readers raise whatever they stumble over
-        raise SubjectError(f"{str(path)!r} cannot be read as a picture: {error}") from error
-
-
-def assigned(source: Path, prompts: Sequence[Prompt]) -> dict[int, list[Path]]:
-    """Place of a prompt -> its pictures, in the order of their names.
-
-    Understood are ``images.jsonl``, names like ours (``00007-2.png``), GenEval's ``00007/samples/0002.png``, and else all pictures in the
-    order of their names, as many of each prompt as of the next. Numbers in names are ordered as numbers.
-
-    Raises:
-        SubjectError: names that do not say which picture shows which prompt, or say it of a prompt that is not there, or twice.
-    """
-    if (source / INDEX).is_file():
-        return _indexed(source, prompts)
-    files = sorted((path for path in source.rglob("*") if _shown(path.relative_to(source)) and path.is_file()), key=_in_order)
-    found: dict[int, dict[str, Path]] = {}
-    for path in files:
-        if named := _named(path):
-            place, image = named
-            if other := found.setdefault(place, {}).get(image):
-                raise SubjectError(f"{str(other)!r} and {str(path)!r} are both called image {image} of prompt {place}: leave one")
-            found[place][image] = path
-    if beyond := [place for place in found if place >= len(prompts)]:
-        raise SubjectError(
-            f"{str(source)!r} has pictures of prompt {beyond[0]}, and the list has {len(prompts)}, counted from 0: give the list that they "
-            "were drawn from, whole"
-        )
-    if found:
-        return {place: list(paths.values()) for place, paths in found.items()}
-    each, left = divmod(len(files), len(prompts))
-    if left or not each:
-        raise SubjectError(
-            f"{str(source)!r} has {len(files)} pictures for {len(prompts)} prompts, and their names do not say which shows what: name them "
-            f'00000-0.png (prompt, image), or write a file {INDEX} beside them with lines {{"image": "a.png", "prompt": "..."}}'
-        )
-    return {place: files[place * each : (place + 1) * each] for place in range(len(prompts))}
-
-
-def _shown(name: Path) -> bool:
-    return name.suffix.lower() in PICTURES and not any(part.startswith(".") for part in name.parts)
-
-
-def _in_order(path: Path) -> tuple[list[Any], str]:
-    """``2.png`` before ``10.png``."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))], str(path)
-
-
-def _named(path: Path) -> tuple[int, str] | None:
-    """The place of a picture's prompt and the picture's own number, from a name like ours or GenEval's."""
-    if ours := OURS.fullmatch(path.stem):
-        return int(ours[1]), str(int(ours[2]))
-    of_geneval = path.parent.name == "samples" and path.parent.parent.name.isdecimal()
-    return (int(path.parent.parent.name), path.stem) if of_geneval else None
-
-
-def _indexed(source: Path, prompts: Sequence[Prompt]) -> dict[int, list[Path]]:
-    places = {prompt.text.strip(): place for place, prompt in enumerate(prompts)}
-    found: dict[int, list[Path]] = {}
-    for line in read_index(source):
-        if (text := line["prompt"].strip()) in places:
-            found.setdefault(places[text], []).append(source / line["image"])
-    return found
-
-
-def read_index(source: Path) -> list[dict[str, Any]]:
-    """The lines of a folder's ``images.jsonl``.
-
-    Raises:
-        SubjectError: a line that does not name a picture and its prompt.
-    """
-    lines = []
-    for number, text in enumerate(text_of(source / INDEX).split("\n"), start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            known = isinstance(line["prompt"], str) and ".." not in (name := Path(line["image"])).parts and not name.is_absolute()
-        except (json.JSONDecodeError, KeyError, TypeError):
-            known, line = False, {}
-        if not known or not (source / line["image"]).is_file():
-            raise SubjectError(f'{source / INDEX}:{number}: wants {{"image": a file in this folder, "prompt": its text}}; got {text[:80]}')
-        lines.append(line)
-    return lines
 
 
 def by_prompt(folder: Path, prompts: int, images: int) -> Iterator[Tensor]:

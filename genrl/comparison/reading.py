@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from genrl.comparison.table import DIVERSITY
 from genrl.evaluation.pictures import Files
 from genrl.evaluation.plots import as_float
 from genrl.evaluation.statistics import prompt_means
 
 SCHEMA = 1
-DIVERSITY = "diversity: "
 
 Row = dict[str, Any]
 

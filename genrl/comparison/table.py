@@ -27,6 +27,8 @@ from genrl.types import Prompt
 Column = Mapping[str, np.ndarray]
 """Metric -> a value per prompt ``[P]``, NaN where there is none."""
 
+DIVERSITY = "diversity: "
+"""How the metrics of diversity begin; no reward may."""
 ALPHA = 0.05
 FEWEST = 3
 """Prompts below which a category gets no interval (ours)."""
@@ -36,7 +38,7 @@ def columns(scores: Mapping[str, Mapping[str, np.ndarray]], diversity: Mapping[s
     """Per subject, every metric as a value per prompt: rewards by their label, diversity as ``diversity: layout``."""
     return {
         label: {name: prompt_means(values) for name, values in scores[label].items()}
-        | {f"diversity: {name}": np.asarray(values, float) for name, values in diversity[label].items()}
+        | {f"{DIVERSITY}{name}": np.asarray(values, float) for name, values in diversity[label].items()}
         for label in scores
     }
 
@@ -142,10 +144,10 @@ def curve(models: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]
 
 
 def words(result: Mapping[str, Any]) -> list[str]:
-    """What came out, a sentence for each subject and reward, for the terminal."""
+    """What came out, for the terminal: a sentence for each subject and reward, and how much less diverse a subject is."""
     said = []
     for row in result["comparison"]:
-        if row["model"] == result["base"] or row["metric"].startswith("diversity: "):
+        if row["model"] == result["base"] or row["metric"].startswith(DIVERSITY):
             continue
         if "difference" not in row:
             said.append(f"{row['model']} cannot be compared by {row['metric']}: too few prompts have scores of both, {row['prompts']}.")
@@ -164,4 +166,11 @@ def words(result: Mapping[str, Any]) -> list[str]:
             f"{row['model']} {better} {result['base']} by {row['metric']}: {interval} over {row['prompts']} prompts, "
             f"higher for {row['win_rate']:.0%} of them{least}."
         )
+    fewer: dict[str, list[str]] = {}
+    for row in result["comparison"]:
+        if row["metric"].startswith(DIVERSITY) and row.get("verdict") == "worse":
+            ends = f"{row['base_mean']:.3g} -> {row['mean']:.3g}"
+            fewer.setdefault(row["model"], []).append(f"{row['metric'].removeprefix(DIVERSITY)} {ends}")
+    for model, listed in fewer.items():
+        said.append(f"{model} draws a prompt with less variety than {result['base']}, beyond noise: {', '.join(listed)}.")
     return said

@@ -136,6 +136,7 @@ def _scores(patient: Patient) -> Finding:
         return Finding("scores", "fail", words)
     low, high = scores[valid].min().item(), scores[valid].max().item()
     words = f"{low:.4g} to {high:.4g} over {int(valid.sum())} of {len(scores)} pictures"
+    words += "" if valid.all() else ", NaN for the others, which training leaves out"
     if bounds and not (bounds[0] - 1e-4 <= low and high <= bounds[1] + 1e-4):
         return Finding("scores", "fail", f"{words}: outside its bounds {bounds[0]:g} to {bounds[1]:g}")
     return Finding("scores", "ok" if valid.all() else "warn", words)
@@ -146,7 +147,7 @@ def _precision(patient: Patient) -> Finding:
     scores = _known(patient.scores)
     for dtype in (torch.bfloat16, torch.float16):
         if len(scores.unique()) > 2 and (scores == scores.to(dtype).float()).all() and not (scores == scores.round(decimals=2)).all():
-            return Finding("dtype", "warn", f"scores look rounded to {dtype}: normalise and multiply in float32")
+            return Finding("dtype", "warn", f"scores look rounded to {dtype}: if a network gives them, normalise and multiply in float32")
     return Finding("dtype", "ok", "scores have float32's resolution, or few values")
 
 

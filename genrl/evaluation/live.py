@@ -11,6 +11,7 @@ import re
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def frame(run: Path, width: int) -> RenderableType:
     curves = curves_of(run) if (run / "metrics.jsonl").is_file() else {}
     parts: list[RenderableType] = [_header(run, config)]
     if curves:
-        parts += [Text(), _sparklines(curves, width - 4)]
+        parts += [Text(), _sparklines(curves, width - 4), *_shared(evaluations)]
     if evaluations:
         parts += [Text(), *_judged(evaluations, _trained(config))]
     if raised := read_lines(run / "alarms.jsonl"):
@@ -203,6 +204,14 @@ def _sparklines(curves: dict[str, Points], width: int) -> Table:
         bars = sparkline(values, max(8, min(60, width - longest - 22)))
         table.add_row(name, Text(bars, style="cyan"), Text(f"{values[0]:.3g}", style="dim"), Text(f"{values[-1]:.3g}", style="bold"))
     return table
+
+
+def _shared(evaluations: list[Evaluation]) -> list[Text]:
+    """What the held-out curves are means of, which are fewer prompts than those of a full evaluation."""
+    with suppress(ValueError):
+        if len(evaluations) > 1:
+            return [Text(f"held_out: over the {len(on_common(evaluations)[0].keys)} prompts that all evaluations have", style="dim")]
+    return []
 
 
 def _judged(evaluations: list[Evaluation], trained: set[str]) -> list[RenderableType]:

@@ -75,8 +75,11 @@ def test_a_folder_of_pictures_made_elsewhere(done, tmp_path, capsys):
         Image.fromarray(np.full((64, 64, 3), 60 * place, np.uint8)).save(tmp_path / "mine" / f"{place}.png")
         lines.append(json.dumps({"image": f"{place}.png", "prompt": prompt}))
     (tmp_path / "mine" / "images.jsonl").write_text("\n".join(lines))
-    main(["evaluate", str(tmp_path / "mine"), "--images", "1", "--rewards", "shapes_proxy", "--features", "--out", str(tmp_path / "out")])
+    main(["evaluate", str(tmp_path / "mine"), "--rewards", "shapes_proxy", "--features", "--out", str(tmp_path / "out")])
     result = read(tmp_path / "out")
+    assert result["protocol"]["images_per_prompt"] == 1, "as many as there are"
+    page = (tmp_path / "out" / "evaluation.html").read_text()
+    assert "on the same prompts" in page and "same seed" not in page, "nobody knows their seeds"
     assert [prompt["prompt"] for prompt in result["protocol"]["prompts"]] == ["a red circle", "a blue square", "nothing at all"]
     assert result["models"][0]["kind"] == "pictures" and result["models"][0]["settings"] is None
 
@@ -168,6 +171,8 @@ def test_the_sets_are_listed(capsys):
     ("arguments", "words"),
     [
         ([], "name what to evaluate"),
+        (["--rewards", "jpeg_size", "shapes"], "before the options"),
+        (["shapes", "--prompts", "mini", "--limit", "1"], "some need no weights: --rewards jpeg_size --features"),
         (["shapes", "--prompts", "nowhere.txt"], "nowhere.txt"),
         (["shapes", "--prompts", "mini", "--rewards", "shapes_judge"], "reads 'objects' from each prompt's metadata"),
         (["shapes", "--prompts", "shapes", "--rewards", "no_such"], "no reward named 'no_such'"),

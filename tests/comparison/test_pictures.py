@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from genrl.comparison.pictures import adopt, assigned, by_prompt, draw, in_blocks, name_of, seed_of
+from genrl.comparison.folders import assigned, fewest
+from genrl.comparison.pictures import adopt, by_prompt, draw, in_blocks, name_of, seed_of
 from genrl.comparison.subjects import Subject, SubjectError, subjects
 from genrl.types import Prompt
 
@@ -137,6 +138,23 @@ def test_names_that_say_nothing_and_do_not_divide(tmp_path):
         colour(tmp_path / f"x{value}.png", value)
     with pytest.raises(SubjectError, match=r"4 pictures for 3 prompts, .* images\.jsonl"):
         assigned(tmp_path, PROMPTS)
+
+
+def test_the_number_that_is_missing_is_told(tmp_path):
+    for value in (1, 2, 4, 5):
+        colour(tmp_path / f"{value}.png", value)
+    with pytest.raises(SubjectError, match=r"4 pictures for 3 prompts \(there is no 3\.png between 1 and 5\)"):
+        assigned(tmp_path, PROMPTS)
+
+
+def test_pictures_of_several_sizes_are_told(tmp_path):
+    for value in range(3):
+        colour(tmp_path / "mine" / f"{value}.png", value)
+    Image.new("RGB", (16, 8)).save(tmp_path / "mine" / "1.png")
+    said = []
+    adopt(subjects([str(tmp_path / "mine")])[0], PROMPTS, 1, tmp_path / "out" / "mine", said.append)
+    assert said == ["mine: pictures of several sizes (8x8 for 2 prompts, 16x8 for 1 prompts), which scores may depend on"]
+    assert fewest(subjects([str(tmp_path / "mine")])[0], PROMPTS) == 1
 
 
 @pytest.mark.parametrize("line", ["not json", '{"image": "a.png"}', '{"image": "gone.png", "prompt": "x"}', "[1]"])

@@ -75,6 +75,10 @@ def test_diversity_is_a_metric_of_its_own_name():
     diversity = {"base": {"layout": np.full(40, 0.2)}, "new": {"layout": np.full(40, 0.1)}}
     row = row_of(compared(diversity, new=BASE), "new", "diversity: layout")
     assert row["verdict"] == "worse" and row["difference"] == pytest.approx(-0.1)
+    *_, said = table.words({"base": "base", "comparison": compared(diversity, new=BASE)})
+    assert said == "new draws a prompt with less variety than base, beyond noise: layout 0.2 -> 0.1."
+    same = compared({"base": {"layout": np.full(40, 0.2)}, "new": {"layout": np.full(40, 0.2)}}, new=BASE)
+    assert not any("variety" in line for line in table.words({"base": "base", "comparison": same}))
 
 
 def test_categories_are_compared_apart():

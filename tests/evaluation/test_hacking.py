@@ -29,6 +29,8 @@ def tables(judge: float, proxy: float, agree: float = 1.0, prompts: int = 60) ->
         (0.0, 1.0, 1.0, "hacked"),
         (-1.0, 1.0, 1.0, "hacked"),
         (0.5, -0.5, 1.0, "not hacked"),
+        (0.0, 0.1, 1.0, "not confirmed"),  # both within a small effect: nothing is known of the judge
+        (-0.1, 0.1, 1.0, "hacked"),  # a small fall, beyond noise
     ],
 )
 def test_verdict_levels(judge: float, proxy: float, agree: float, level: str) -> None:
@@ -57,6 +59,14 @@ def test_verdict_cannot_tell() -> None:
     before["judge"][0] = np.nan  # one prompt fewer than needed
     assert hacking.verdict(before, after, "judge", "proxy").level == "cannot tell"
     assert hacking.verdict(before, after, "judge", "elsewhere").level == "cannot tell"
+
+
+def test_prompts_that_one_of_them_cannot_score_are_counted() -> None:
+    before, after = tables(0.5, 0.5)
+    whole = hacking.verdict(before, after, "judge", "proxy").sentence
+    after["proxy"][:10] = np.nan
+    found = hacking.verdict(before, after, "judge", "proxy").sentence
+    assert "both could score" not in whole and found.endswith(f"of {len(before['judge'])} prompts that both could score.")
 
 
 def test_nothing_is_said_of_a_reward_that_compares_siblings() -> None:

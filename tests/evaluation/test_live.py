@@ -33,6 +33,7 @@ def test_a_frame_says_where_a_run_is(tmp_path):
     assert "+.2" in proxy and "[+." in proxy
     lines = {line.split()[1]: line.split()[2:-1] for line in text.splitlines() if set(BARS) & set(line)}
     assert list(lines)[:3] == ["held_out/diversity/layout", "held_out/judge", "held_out/proxy"], "what is judged comes first"
+    assert f"held_out: over the {PROMPTS // 2} prompts that all evaluations have" in text
     assert {"reward/proxy/mean", "policy/w2", "critic/explained_variance"} <= lines.keys() and not any("calibration" in n for n in lines)
     bars, first, last = lines["policy/w2"]
     assert bars[0] == BARS[0] and bars[-1] == BARS[-1] and float(last) > float(first)

@@ -50,9 +50,11 @@ def test_rewards_are_mixed_and_a_resumed_run_mixes_on(tmp_path):
     assert shares == pytest.approx([1.0] * 6)
 
 
-def test_evaluations_record_what_the_alarm_hears(tmp_path):
+def test_evaluations_record_what_the_alarm_hears(tmp_path, capsys):
     changes = {"rewards__train": terms({"name": "shapes_proxy"}), "rewards__judges": terms({"name": "shapes_judge"})}
     tiny_runs.run_here(tiny_runs.arguments(tmp_path, run__rounds=4, rewards__cache=str(tmp_path / "scores.sqlite"), **changes))
+    (verdict,) = [line for line in capsys.readouterr().out.splitlines() if "the trained reward shapes_proxy" in line]
+    assert verdict.startswith(("Not hacked: ", "Partly hacked: ", "Not confirmed: ", "Hacked: "))
     small = json.loads((tmp_path / "tiny" / "evaluations" / "round-00003.json").read_text())
     assert small["images_per_prompt"] == 2 and set(small["shuffled"]) == {"shapes_proxy"}
     assert {"saturation", "sharpness", "flat"} <= small["statistics"].keys() and all(small["diversity"]["layout"])

@@ -25,6 +25,7 @@ def test_what_a_run_leaves_behind(whole):
     folder, output = whole
     run = folder / "tiny"
     assert "held-out prompts" in output and "report.html" in output
+    assert all(f"round {done}/6  shapes_judge " in output for done in range(1, 7)), "where no bar is seen, a line a round"
     summary = json.loads((run / "summary.json").read_text())
     wanted = "judge_before judge_after judge_gain_ci95 proxy_before proxy_after diversity_before diversity_after w2 images_seen"
     assert {*wanted.split(), "reward_calls", "wall_s", "per_category"} <= summary.keys()
