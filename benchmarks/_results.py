@@ -50,6 +50,14 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "ci95": [mean - half, mean + half]}
 
 
+def cell(figure: dict[str, Any] | None, form: str = ".3f", scale: float = 1.0) -> str:
+    """Mean, and half of its interval."""
+    if figure is None:
+        return "–"
+    low, high = figure["ci95"] or (0.0, 0.0)
+    return f"{figure['mean'] * scale:{form}}" + (f" ± {(high - low) / 2 * scale:{form}}" if figure["ci95"] else "")
+
+
 def save(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n")

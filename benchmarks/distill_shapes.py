@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import yaml
 from _cost import cost
-from _results import RESULTS, ROOT, provenance, said, save, spread, train, write_table
+from _results import RESULTS, ROOT, cell, provenance, said, save, spread, train, write_table
 from PIL import Image
 
 from genrl import config
@@ -251,14 +251,6 @@ def result(bench: Bench, seeds: Sequence[int]) -> dict[str, Any]:
         columns = {name: [record["figures"][name] for record in records] for name in records[0]["figures"]}
         figures[row] = {name: spread(values) for name, values in columns.items() if None not in values}
     return {"figures": figures, "claims": claims(rows), "seeds": list(seeds), "rows": [record for row in done for record in rows[row]]}
-
-
-def cell(figure: dict[str, Any] | None, form: str = ".3f", scale: float = 1.0) -> str:
-    """Mean, and half of its interval."""
-    if figure is None:
-        return "–"
-    low, high = figure["ci95"] or (0.0, 0.0)
-    return f"{figure['mean'] * scale:{form}}" + (f" ± {(high - low) / 2 * scale:{form}}" if figure["ci95"] else "")
 
 
 def table(content: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _results import RESULTS, ROOT, provenance, said, save, spread, train, write_table
+from _results import RESULTS, ROOT, cell, provenance, said, save, spread, train, write_table
 from weak_proxies import build
 
 from genrl.data import load_prompts
@@ -174,11 +174,6 @@ def result(rows: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
     return {"figures": figures, "claims": claims(measured), "seeds": list(seeds), "rows": every}
 
 
-def cell(figure: dict[str, Any], scale: float = 1.0, form: str = ".3f") -> str:
-    low, high = figure["ci95"] or (0.0, 0.0)
-    return f"{figure['mean'] * scale:{form}}" + (f" ± {(high - low) / 2 * scale:{form}}" if figure["ci95"] else "")
-
-
 def table(content: dict[str, Any]) -> str:
     """The table and claims, from a result file's content."""
     lines = [
@@ -192,7 +187,7 @@ def table(content: dict[str, Any]) -> str:
         lines.append(
             f"| `{row}` | {cell(f['base'])} | {cell(f['peak'])} | {cell(f['end'])} | {cell(f['kept'])} | {len(hacked)} of {len(records)} "
             f"| {sum(r['in_time'] for r in hacked)} of {len(hacked)} | {false} of {len(records) - len(hacked)} "
-            f"| {cell(f['seconds'], 1 / 60, '.1f')} |"
+            f"| {cell(f['seconds'], '.1f', 1 / 60)} |"
         )
     seeds = ", ".join(map(str, content["seeds"]))
     lines += ["", f"Seeds: {seeds}. ± is half of the 95 % t interval.", ""]

@@ -74,8 +74,7 @@ def fit(
                 progress.console.print(f"[bold]round {loop.round}:[/bold] {escape(words)}")
             told = describe(metrics, loop.judged)
             progress.update(bar, completed=loop.round, description=told)
-            if accelerator.is_main_process and not progress.console.is_terminal:
-                # a file that the output goes to shows no bar
+            if accelerator.is_main_process and not progress.console.is_terminal:  # a file shows no bar
                 progress.console.print(f"round {loop.round}/{run.rounds}  {escape(told)}", soft_wrap=True, highlight=False)
         loop.raised = []
         loop.judge(full=True)
