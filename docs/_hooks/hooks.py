@@ -20,6 +20,7 @@ A page holds a place between two comments, with words for those who read the Mar
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import io
 import json
@@ -96,11 +97,16 @@ def local(markdown: str, source: str) -> str:
 
 @cache
 def benchmark(name: str) -> Any:
-    """A benchmark's module; its folder is not a package."""
-    folder = str(ROOT / "benchmarks")
-    if folder not in sys.path:
-        sys.path.append(folder)
-    return importlib.import_module(name)
+    """A benchmark's module, by its file: their folder is not a package, and ``kernels`` may be somebody else's name."""
+    folder = ROOT / "benchmarks"
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @cache
