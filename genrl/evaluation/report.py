@@ -38,10 +38,10 @@ def write_report(run: Path) -> Path:
     evaluations = read_evaluations(run)
     if not (run / "summary.json").is_file():
         raise FileNotFoundError(f"{run} has no summary.json: a report needs a run that finished")
-    summary = _object(run / "summary.json")
+    summary: dict[str, Any] = _object(run / "summary.json")
     if lacking := [name for name in NEEDED if name not in summary]:
         raise ValueError(f"{run / 'summary.json'} is no summary of a run: it lacks {', '.join(lacking)}")
-    summary = dict.fromkeys(OPTIONAL) | summary
+    summary = {**dict.fromkeys(OPTIONAL), **summary}
     judge, proxy = summary["judge"], summary["proxy"]
     # runs of older versions always trained the proxy
     trained = summary.setdefault("trained", [proxy])
