@@ -81,8 +81,8 @@ def test_a_file_is_a_module_like_any_other(tmp_path):
 def test_a_name_that_a_file_lacks_is_told_with_those_it_has(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from math import sqrt\ndef bright(images, prompts, metadata): ...\nclass Dark: ...\n")
-    with pytest.raises(RewardError, match=r"mine.py' has no 'brigth'; it has: bright, Dark"):
-        load_reward(f"{path}:brigth")
+    with pytest.raises(RewardError, match=r"mine.py' has no 'bryt'; it has: bright, Dark"):
+        load_reward(f"{path}:bryt")
 
 
 @pytest.mark.parametrize(("options", "why"), [({}, "missing a required argument: 'stat'"), ({"stat": "dark", "goal": 1}, "'goal'")])
